@@ -1,0 +1,137 @@
+"""Every error the service can answer with: a code, an HTTP status, a type, and nothing of what was sent.
+
+The shape on the wire is OpenAI's ``{"error": {"message", "type", "code", "param"}}``; it is built in
+``app.api.errors`` from these classes. Messages are written for the caller and never repeat his text.
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """An error with a stable ``code`` that crosses from the worker to the API and from there to the caller.
+
+    Attributes: ``status`` HTTP status; ``type`` OpenAI's error type; ``code`` a stable word a program can
+    test for; ``param`` the request field at fault; ``retry_after`` seconds after which a retry may help.
+    """
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class InvalidRequest(ServiceError):
+    status, type, code = 422, "invalid_request_error", "invalid_request"
+
+
+class MalformedBody(ServiceError):
+    status, type, code = 400, "invalid_request_error", "malformed_body"
+
+
+class BodyTooLarge(ServiceError):
+    status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class UnsupportedMediaType(ServiceError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class ContextTooShort(InvalidRequest):
+    code = "context_too_short"
+
+
+class TooManyTokens(InvalidRequest):
+    code = "too_many_tokens"
+
+
+class NoTokenizer(InvalidRequest):
+    code = "no_tokenizer"
+
+
+class TenantNotFound(ServiceError):
+    status, type, code = 404, "not_found_error", "tenant_not_found"
+
+
+class TenantExists(ServiceError):
+    status, type, code = 409, "conflict_error", "tenant_exists"
+
+
+class TenantErased(ServiceError):
+    """The tenant was erased while the request was queued or running."""
+
+    status, type, code = 409, "conflict_error", "tenant_erased"
+
+
+class IdempotencyConflict(ServiceError):
+    """The idempotency key was used before with another text."""
+
+    status, type, code = 409, "conflict_error", "idempotency_conflict"
+
+
+class VersionConflict(ServiceError):
+    """Another writer committed this tenant's next version first."""
+
+    status, type, code = 409, "conflict_error", "version_conflict"
+
+
+class TenantQuarantined(ServiceError):
+    """A committed blob of this tenant is damaged; nobody else is affected."""
+
+    status, type, code = 409, "conflict_error", "tenant_quarantined"
+
+
+class FingerprintMismatch(ServiceError):
+    """The stored pool was written with other weights or another config."""
+
+    status, type, code = 409, "conflict_error", "model_mismatch"
+
+
+class TenantBusy(ServiceError):
+    """This tenant's own queue is full."""
+
+    status, type, code = 429, "rate_limit_error", "tenant_queue_full"
+
+
+class ServerBusy(ServiceError):
+    """The server's queue is full."""
+
+    status, type, code = 503, "overloaded_error", "server_overloaded"
+
+
+class WorkerUnavailable(ServiceError):
+    """The worker is starting, has died, or is draining; nothing acknowledged is lost."""
+
+    status, type, code = 503, "overloaded_error", "worker_unavailable"
+
+
+class DeadlineExceeded(ServiceError):
+    status, type, code = 504, "timeout_error", "deadline_exceeded"
+
+
+class StoreFull(ServiceError):
+    """No room left in the store: updates are refused, reading goes on."""
+
+    status, type, code = 507, "server_error", "store_full"
+
+
+class StoreFailed(ServiceError):
+    status, type, code = 500, "server_error", "store_failed"
+
+
+def _subclasses(cls: type[ServiceError]) -> list[type[ServiceError]]:
+    return [cls, *(s for c in cls.__subclasses__() for s in _subclasses(c))]
+
+
+BY_CODE: dict[str, type[ServiceError]] = {cls.code: cls for cls in _subclasses(ServiceError)}
+
+
+def from_code(
+    code: str, message: str, *, param: str | None = None, retry_after: float | None = None
+) -> ServiceError:
+    """The error that ``code`` names, as the other process raised it; an unknown code is an internal error."""
+    return BY_CODE.get(code, ServiceError)(message, param=param, retry_after=retry_after)
