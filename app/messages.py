@@ -1,0 +1,390 @@
+"""What crosses between the API process and a worker: msgspec structs, packed as msgpack, over ZeroMQ.
+
+Every request carries an ``id`` made by the API and is answered by messages with that ``id``, the last of
+which is final: ``Finished``, ``Updated``, ``Scored``, ``Reply`` or ``Failed``. One frame holds a list of
+messages, so that a step of the worker sends one frame however many sequences it moved.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Base of all messages; msgspec writes the class name as the tag."""
+
+
+# ---------------------------------------------------------------- API -> worker
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 switch those off.
+
+    ``logprobs`` is the number of most likely tokens reported beside each chosen one (None: none at all).
+    ``stop_tokens`` end a generation and are not part of its text.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logprobs: int | None = None
+    stop_tokens: tuple[int, ...] = ()
+
+
+class Generate(Message, frozen=True):
+    """Generate from ``tokens``. ``deadline`` is Unix time, in seconds."""
+
+    id: str
+    tenant: str
+    tokens: list[int]
+    sampling: Sampling
+    deadline: float | None = None
+    priority: int = 0
+
+
+class Context(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One context of an update: it becomes one block. ``text`` is kept with the block if the store keeps it."""
+
+    tokens: list[int]
+    text: str | None = None
+
+
+class Update(Message, frozen=True):
+    """Inject ``contexts`` one after another. Once begun it completes, whether or not the client waits."""
+
+    id: str
+    tenant: str
+    contexts: list[Context]
+    idempotency_key: str | None = None
+
+
+class Score(Message, frozen=True):
+    """Log-probabilities of ``continuation`` after ``prompt``."""
+
+    id: str
+    tenant: str
+    prompt: list[int]
+    continuation: list[int]
+    deadline: float | None = None
+
+
+class Cancel(Message, frozen=True):
+    """Ends the generation or score ``id`` at the next step; unknown ids and updates are left alone."""
+
+    id: str
+
+
+class CreateTenant(Message, frozen=True):
+    """Makes a tenant. Without a ``seed`` it is drawn from the tenant's name. Reply: TenantInfo."""
+
+    id: str
+    tenant: str
+    seed: int | None = None
+
+
+class ListTenants(Message, frozen=True):
+    """A page of tenants' names in order, after ``after``. Reply: TenantList."""
+
+    id: str
+    after: str = ""
+    limit: int = 100
+
+
+class GetTenant(Message, frozen=True):
+    """Reply: TenantInfo."""
+
+    id: str
+    tenant: str
+
+
+class EraseTenant(Message, frozen=True):
+    """Fails the tenant's open requests with TenantErased and removes it everywhere. Reply: Erased."""
+
+    id: str
+    tenant: str
+
+
+class GetMemory(Message, frozen=True):
+    """Reply: MemoryView."""
+
+    id: str
+    tenant: str
+
+
+class GetHistory(Message, frozen=True):
+    """Reply: History: the newest ``limit`` committed updates before version ``before`` (None: the newest)."""
+
+    id: str
+    tenant: str
+    limit: int = 100
+    before: int | None = None
+
+
+class Drain(Message, frozen=True):
+    """Take nothing new, finish what runs within ``seconds``, then exit 0."""
+
+    seconds: float
+
+
+Request = (
+    Generate
+    | Update
+    | Score
+    | Cancel
+    | CreateTenant
+    | ListTenants
+    | GetTenant
+    | EraseTenant
+    | GetMemory
+    | GetHistory
+    | Drain
+)
+
+# ---------------------------------------------------------------- worker -> API
+
+
+class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the API needs to know of the model. Sizes are in tokens; ``memory_bytes`` is one resident pool."""
+
+    name: str
+    path: str
+    fingerprint: str
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    num_blocks: int
+    num_tokens: int
+    min_context: int
+    max_context: int
+    max_sequence: int
+    stop_tokens: tuple[int, ...]
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    device: str
+    dtype: str
+    memory_bytes: int
+    resident_slots: int
+
+
+class Ready(Message, frozen=True):
+    """The worker serves. Sent once, after weights and store are open."""
+
+    model: ModelInfo
+    tenants: int
+    pid: int
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Natural-log probability of the chosen token, and the likeliest tokens (id, logprob), best first.
+
+    Taken from the model's own distribution, before temperature and the sampling filters.
+    """
+
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class Tokens(Message, frozen=True):
+    """New tokens of generation ``id``. ``logprobs`` matches ``tokens`` when they were asked for.
+
+    ``memory_version`` is the version the whole generation reads; it is set on the first message.
+    """
+
+    id: str
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    memory_version: int | None = None
+
+
+class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Seconds: waiting in the queue (``load`` of it for the memory), until the first token, in all."""
+
+    queue: float = 0.0
+    load: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+class Finished(Message, frozen=True):
+    """The generation is over. ``reason``: ``stop`` (a stop token), ``length``, or ``cancelled``.
+
+    ``stop_token`` is the token that ended it; it was not sent in ``Tokens``.
+    """
+
+    id: str
+    reason: str
+    memory_version: int
+    prompt_tokens: int
+    completion_tokens: int
+    timings: Timings
+    stop_token: int | None = None
+
+
+class UpdateProgress(Message, frozen=True):
+    """``done`` of ``total`` contexts are durable, the last as ``memory_version``."""
+
+    id: str
+    done: int
+    total: int
+    memory_version: int
+
+
+class Updated(Message, frozen=True):
+    """Every context is durable and published. ``replayed``: the idempotency key had done it before.
+
+    ``surviving_share`` is the expected share of this update's memory tokens still in the pool when it ended
+    (its own later blocks push out some of its earlier ones), by the closed form (1 - K/N)^t of the paper.
+    """
+
+    id: str
+    memory_version: int
+    blocks: int
+    tokens: int
+    surviving_share: float
+    timings: Timings
+    replayed: bool = False
+
+
+class Scored(Message, frozen=True):
+    """Per continuation token: its natural-log probability and the id of the model's own first choice."""
+
+    id: str
+    logprobs: list[float]
+    greedy: list[int]
+    memory_version: int
+
+
+class TenantInfo(msgspec.Struct, frozen=True, tag=True):
+    """``bytes`` in the store; ``tier`` is resident, warm or cold; times are Unix seconds."""
+
+    tenant: str
+    seed: int
+    memory_version: int
+    created: float
+    updated: float
+    bytes: int
+    tier: str
+
+
+class TenantList(msgspec.Struct, frozen=True, tag=True):
+    """``next``: pass it as ``after`` for the following page; None at the end. ``total`` tenants in all."""
+
+    tenants: list[str]
+    next: str | None
+    total: int
+
+
+class Erased(msgspec.Struct, frozen=True, tag=True):
+    """The receipt: what was removed from the store, and how many open requests were failed."""
+
+    tenant: str
+    memory_version: int
+    blobs: int
+    bytes: int
+    cancelled: int
+
+
+class MemoryView(msgspec.Struct, frozen=True, tag=True):
+    """Which updates the pool holds. ``born[layer][rank]`` is the version that wrote the token at that rank.
+
+    0 is the checkpoint's own pool. ``num_blocks`` x ``num_tokens`` ranks a layer, oldest first. ``born`` has
+    one row if all layers share their draws, else one a layer.
+    """
+
+    tenant: str
+    memory_version: int
+    num_blocks: int
+    num_tokens: int
+    born: list[list[int]]
+
+
+class HistoryItem(msgspec.Struct, frozen=True):
+    """One committed block. ``surviving_share`` is counted in the pool, over all layers; ``text`` if kept."""
+
+    memory_version: int
+    time: float
+    tokens: int
+    text: str | None
+    idempotency_key: str | None
+    surviving_share: float
+
+
+class History(msgspec.Struct, frozen=True, tag=True):
+    tenant: str
+    memory_version: int
+    updates: list[HistoryItem]
+    next: int | None
+
+
+class Reply(Message, frozen=True):
+    """The answer to a tenant request."""
+
+    id: str
+    body: TenantInfo | TenantList | Erased | MemoryView | History
+
+
+class Failed(Message, frozen=True):
+    """Request ``id`` ends in the error ``code`` of ``app.errors``; nothing it did not acknowledge happened."""
+
+    id: str
+    code: str
+    message: str
+    param: str | None = None
+    retry_after: float | None = None
+
+
+class Stats(Message, frozen=True):
+    """The worker's heartbeat, about once a second and once when idle begins.
+
+    ``gauges`` and ``counters`` are Prometheus names without the ``memoryllm_`` prefix, counters counted
+    since the worker started. ``observations`` are histogram samples since the last heartbeat.
+    """
+
+    time: float
+    gauges: dict[str, float]
+    counters: dict[str, float]
+    observations: dict[str, list[float]] = {}
+
+
+class Fatal(Message, frozen=True):
+    """The worker cannot start or go on (no such model, a store that is locked, ...) and exits."""
+
+    message: str
+
+
+Answer = (
+    Ready
+    | Tokens
+    | Finished
+    | UpdateProgress
+    | Updated
+    | Scored
+    | Reply
+    | Failed
+    | Stats
+    | Fatal
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_requests = msgspec.msgpack.Decoder(list[Request])
+_answers = msgspec.msgpack.Decoder(list[Answer])
+
+
+def encode(messages: list[Request] | list[Answer]) -> bytes:
+    return _encoder.encode(messages)
+
+
+def decode_requests(frame: bytes) -> list[Request]:
+    """Raises msgspec.DecodeError on anything but a list of requests."""
+    return _requests.decode(frame)
+
+
+def decode_answers(frame: bytes) -> list[Answer]:
+    """Raises msgspec.DecodeError on anything but a list of answers."""
+    return _answers.decode(frame)

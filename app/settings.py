@@ -1,0 +1,77 @@
+"""One frozen Settings object. Every field is also an environment variable: MEMORYLLM_HOST and so on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(value: object) -> object:
+    """``512``, ``"512MiB"``, ``"4GB"`` (binary units either way) -> bytes; anything else goes on to pydantic."""
+    if isinstance(value, str):
+        text = value.strip().upper().removesuffix("B").removesuffix("I")
+        number, unit = (text[:-1], text[-1]) if text and text[-1] in "KMGT" else (text, "")
+        try:
+            return int(float(number) * _UNITS[unit])
+        except (ValueError, OverflowError) as error:
+            raise ValueError("a size looks like 512MiB or 4GiB") from error
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
+
+
+def default_store() -> str:
+    """``$XDG_DATA_HOME/memoryllm`` (or ``~/.local/share/memoryllm``), the place for a user's lasting data."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return f"disk://{Path(base) / 'memoryllm'}"
+
+
+class Settings(BaseSettings):
+    """What a server is started with. Sizes in bytes accept units; durations are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="MEMORYLLM_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on (0: any free one)")
+    store: str = Field(default_factory=default_store, description="where memories are durable: disk:///dir")
+    model: str = Field("pocket", description="pocket, a directory, or a hub id")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="weights and pools; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of the worker (0: all cores)")
+
+    resident_bytes: Bytes = Field(
+        0, description="device memory for pools (0: a quarter of the machine's or of the GPU's free memory)"
+    )
+    warm_bytes: Bytes = Field(512 * 2**20, description="host memory for pools that were evicted")
+    keep_text: bool = Field(True, description="keep the texts of updates in the store")
+    text_key_file: Path | None = Field(
+        None, description="file with 32 bytes (64 hex digits) that encrypt kept texts at rest"
+    )
+
+    step_tokens: PositiveInt = Field(512, description="token budget of one step")
+    max_running: PositiveInt = Field(64, description="generations that run at once")
+    max_sequence: PositiveInt = Field(4096, description="prompt and completion together, in tokens")
+    context_tokens: PositiveInt = Field(131_072, description="prompt and completion tokens held at once")
+    queue_requests: PositiveInt = Field(1024, description="requests waiting or running, of all tenants")
+    queue_requests_tenant: PositiveInt = Field(128, description="the same, of one tenant")
+    queue_tokens: PositiveInt = Field(4_000_000, description="tokens waiting, of all tenants")
+
+    max_body_bytes: Bytes = Field(8 * 2**20, description="largest request body")
+    max_update_tokens: PositiveInt = Field(131_072, description="largest update, in tokens")
+    request_timeout: PositiveFloat = Field(600.0, description="a generation's deadline")
+    drain_timeout: PositiveFloat = Field(30.0, description="time given to running requests at shutdown")
+    start_timeout: PositiveFloat = Field(600.0, description="time given to the worker to load the model")
+    heartbeat_timeout: PositiveFloat = Field(
+        60.0, description="a worker silent for this long is taken for hung and replaced"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_json: bool = Field(False, description="one JSON object a line instead of text for people")
