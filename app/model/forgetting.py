@@ -1,0 +1,69 @@
+"""The forgetting rule: which ranks an update drops, and what that does to ranks and pools. Only here.
+
+An update drops K of the N ranks of a layer uniformly at random, the survivors keep their order and the new
+block takes the last K ranks (MemoryLLM, section 3.2). A token thus survives t updates with probability
+(1 - K/N)^t. The draw depends on the tenant's seed and on the new version alone, so that a memory can be
+replayed anywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SEED_STRIDE = 1_000_003
+MAX_SEED = 2**40
+
+
+def draw(
+    seed: int, version: int, *, pool_size: int, num_tokens: int, num_layers: int, per_layer: bool
+) -> Tensor:
+    """Ranks forgotten when ``version`` is written: int64 [num_layers or 1, K], ascending in each row.
+
+    One row that holds for every layer unless ``per_layer``.
+    """
+    generator = torch.Generator().manual_seed(seed * SEED_STRIDE + version)
+    rows = []
+    for _ in range(num_layers if per_layer else 1):
+        permutation = torch.randperm(pool_size, generator=generator)
+        rows.append(permutation[pool_size - num_tokens :].sort().values)
+    return torch.stack(rows)
+
+
+def survivors(forgotten: Tensor, pool_size: int) -> Tensor:
+    """The other ranks, ascending: int64 [rows, N - K]."""
+    rows, num_tokens = forgotten.shape
+    keep = torch.ones(rows, pool_size, dtype=torch.bool)
+    keep.scatter_(1, forgotten, False)
+    return keep.nonzero()[:, 1].view(rows, pool_size - num_tokens)
+
+
+def forget(pool: Tensor, forgotten: Tensor, block: Tensor) -> Tensor:
+    """The next pool: ``pool`` [L, N, ...] without the ``forgotten`` ranks, followed by ``block`` [L, K, ...]."""
+    keep = survivors(forgotten, pool.shape[1])
+    if keep.shape[0] == 1:
+        return torch.cat([pool[:, keep[0]], block], dim=1)
+    kept = torch.stack([pool[layer, keep[layer]] for layer in range(pool.shape[0])])
+    return torch.cat([kept, block], dim=1)
+
+
+def renumber(rank: Tensor, forgotten: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves ranks instead of vectors: the same rule on slots that never move.
+
+    ``rank`` int32 [L, N + K] holds each slot's rank, -1 for the K spare ones. Returns the next rank vector
+    and the slots, int64 [L, K], in which the new block's tokens lie in order (the spare ones so far).
+    """
+    layers, slots = rank.shape
+    num_tokens = forgotten.shape[1]
+    pool_size = slots - num_tokens
+    spare = (rank < 0).nonzero()[:, 1].view(layers, num_tokens)
+    next_of = torch.full((forgotten.shape[0], pool_size), -1, dtype=torch.int32)
+    next_of.scatter_(
+        1,
+        survivors(forgotten, pool_size),
+        torch.arange(pool_size - num_tokens, dtype=torch.int32).expand(forgotten.shape[0], -1),
+    )
+    moved = next_of.expand(layers, pool_size).gather(1, rank.clamp(min=0).long())
+    moved = torch.where(rank < 0, rank, moved)
+    new_ranks = torch.arange(pool_size - num_tokens, pool_size, dtype=torch.int32).expand(layers, -1)
+    return moved.scatter(1, spare, new_ranks), spare
