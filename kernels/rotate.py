@@ -1,19 +1,28 @@
-"""The rotated-K hot copy: a tenant's un-rotated keys turned to the positions their ranks give them."""
+"""Rotary embedding applied: to rows of queries and keys, and to a whole pool (the rotated-K hot copy)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from app.model.rope import RopeTable, rotate
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x`` [..., d_head] turned by ``cos``, ``sin`` (they broadcast), in the half-rotated Llama layout.
+
+    The first half of ``sin`` carries the rotation's minus sign: one swap of halves, no negation.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def rotate_pool(key: Tensor, rank: Tensor, table: RopeTable, first_position: int, out: Tensor) -> None:
-    """Writes ``key`` [L, H_kv, S, d_head], rotated, to ``out`` of the same shape.
+def rotate_pool(
+    key: Tensor, rank: Tensor, cos: Tensor, sin: Tensor, first_position: int, out: Tensor
+) -> None:
+    """Writes ``key`` [L, H_kv, S, d_head], rotated to the positions of its ranks, to ``out`` (same shape).
 
-    ``rank`` int32 [L, S]; rank r stands at position ``first_position + r``. Spare slots (rank -1) are
-    rotated to position 0; readers hide them by their bias.
+    ``rank`` int32 [L, S]: rank r stands at position ``first_position + r`` of the tables ``cos``, ``sin``
+    [positions, d_head]. Spare slots (rank -1) are rotated to some position; readers hide them by their bias.
     """
     positions = (rank + first_position).clamp(min=0).long()
     for layer in range(key.shape[0]):
-        cos, sin = table.at(positions[layer])
-        out[layer] = rotate(key[layer], cos[None], sin[None])
+        at = positions[layer]
+        out[layer] = rotate(key[layer], cos[at][None], sin[at][None])

@@ -45,7 +45,3 @@ class RopeTable:
         """cos, sin of integer ``positions`` of any shape: [..., head_dim]."""
         return self.cos[positions], self.sin[positions]
 
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``x`` [..., head_dim] turned by ``cos``, ``sin`` as RopeTable lays them out (they broadcast)."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

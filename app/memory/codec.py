@@ -1,0 +1,97 @@
+"""What is inside the store's blobs: safetensors bytes of blocks and snapshots, and how to replay them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from app.errors import FingerprintMismatch
+from app.model.forgetting import survivors
+
+
+@dataclass(frozen=True)
+class Block:
+    """A self-update's result: ``hidden`` [L, K, d] and the ranks it made the pool forget, int64 [L or 1, K].
+
+    ``forgotten`` is None for the block that filled a memory which was not initialised.
+    """
+
+    hidden: Tensor
+    forgotten: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A whole memory in rank order: ``hidden`` [L, N, d].
+
+    ``born`` int32 [L or 1, N] is the version that wrote each token (0: the checkpoint's own pool).
+    """
+
+    hidden: Tensor
+    born: Tensor
+
+
+def encode_block(block: Block) -> bytes:
+    tensors = {"block": block.hidden.detach().cpu().contiguous()}
+    if block.forgotten is not None:
+        tensors["forgotten"] = block.forgotten.to(torch.int32)
+    return save(tensors)
+
+
+def decode_block(blob: bytes) -> Block:
+    tensors = load(blob)
+    forgotten = tensors.get("forgotten")
+    return Block(tensors["block"], None if forgotten is None else forgotten.long())
+
+
+def encode_snapshot(pool: Pool) -> bytes:
+    return save({"memory": pool.hidden.detach().cpu().contiguous(), "born": pool.born})
+
+
+def decode_snapshot(blob: bytes) -> Pool:
+    tensors = load(blob)
+    return Pool(tensors["memory"], tensors["born"])
+
+
+def replay(base: Pool, blocks: Iterable[tuple[int, Block]]) -> Pool:
+    """The pool after ``blocks``, (version, block) pairs in order. Only surviving vectors are copied.
+
+    First the draws are followed on indices, then every block's survivors are gathered once. Raises
+    FingerprintMismatch if a block has another shape than the base.
+    """
+    layers, size, width = base.hidden.shape
+    source = torch.zeros(base.born.shape[0], size, dtype=torch.int64)
+    row = torch.arange(size).expand(base.born.shape[0], size)
+    born = base.born
+    hidden = [base.hidden]
+    for version, block in blocks:
+        count = block.hidden.shape[1]
+        if block.hidden.shape != (layers, count, width) or (block.forgotten is not None and count >= size):
+            raise FingerprintMismatch("a stored block has another shape than this model's memory")
+        hidden.append(block.hidden)
+        added = torch.arange(count)
+        if block.forgotten is None:
+            row = added.repeat(size // count).expand(born.shape[0], size)
+            source = torch.full_like(source, len(hidden) - 1)
+            born = torch.full_like(born, version)
+            continue
+        keep = survivors(block.forgotten, size)
+        rows = keep.shape[0]
+        if rows > born.shape[0]:
+            source, row, born = (t.expand(rows, size) for t in (source, row, born))
+        keep = keep.expand(born.shape[0], -1)
+        shape = (born.shape[0], count)
+        source = torch.cat([source.gather(1, keep), torch.full(shape, len(hidden) - 1)], dim=1)
+        row = torch.cat([row.gather(1, keep), added.expand(shape)], dim=1)
+        born = torch.cat([born.gather(1, keep), torch.full(shape, version, dtype=born.dtype)], dim=1)
+    pool = torch.empty_like(base.hidden)
+    for layer in range(layers):
+        at = min(layer, source.shape[0] - 1)
+        for index in source[at].unique().tolist():
+            where = source[at] == index
+            pool[layer, where] = hidden[index][layer, row[at, where]].to(pool.dtype)
+    return Pool(pool, born.contiguous())

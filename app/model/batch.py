@@ -1,0 +1,158 @@
+"""What one forward pass works on: rows of reads, then rows of self-updates, and where each finds its keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from app.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Device memory for pools, in ``slots`` of one pool each, and ``hot`` rotated-K copies.
+
+    ``key`` (un-rotated) and ``value`` [L, slots, H_kv, N + K, d_head]; ``hot_key`` [L, hot, H_kv, N + K,
+    d_head]; ``bias`` [L, hot, N + K], 0 for a rank and -inf for a spare slot of that copy's version.
+    """
+
+    key: Tensor
+    value: Tensor
+    hot_key: Tensor
+    bias: Tensor
+
+    @classmethod
+    def allocate(
+        cls, config: ModelConfig, slots: int, hot: int, dtype: torch.dtype, device: torch.device
+    ) -> Pools:
+        shape = (config.num_kv_heads, config.pool_slots, config.head_dim)
+
+        def empty(count: int) -> Tensor:
+            return torch.empty(config.num_layers, count, *shape, dtype=dtype, device=device)
+
+        bias = torch.empty(config.num_layers, hot, config.pool_slots, dtype=dtype, device=device)
+        return cls(empty(slots), empty(slots), empty(hot), bias)
+
+
+@dataclass(frozen=True)
+class ContextCache:
+    """K (rotated) and V of prompts and completions, a row a token: each [L, rows, H_kv, d_head].
+
+    Row 0 holds the bos embedding of each layer and is shared by all sequences.
+    """
+
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def allocate(
+        cls, config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device
+    ) -> ContextCache:
+        shape = (config.num_layers, rows, config.num_kv_heads, config.head_dim)
+        # row 0 stands in for absent rows of shorter sequences, so it must be finite even without a bos
+        key, value = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        key[:, 0] = 0
+        value[:, 0] = 0
+        return cls(key, value)
+
+
+@dataclass(frozen=True)
+class PoolRun:
+    """Decode rows that read neighbouring pools, the same number of rows each: one batched product."""
+
+    rows: slice
+    hot: slice
+    slots: slice
+
+    @property
+    def pools(self) -> int:
+        return int(self.hot.stop - self.hot.start)
+
+
+@dataclass(frozen=True)
+class ContextBucket:
+    """Decode rows of similar context length. ``table`` [B, C] cache rows, ``bias`` [B, 1, 1, C]."""
+
+    rows: Tensor | slice
+    table: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive rows of one prompt. ``table`` [C]: cache rows it may see, its own last, in order.
+
+    ``hot`` and ``slot`` name its pool (None: the memory is not initialised). ``bias`` [1, 1, G * n, C].
+    """
+
+    rows: slice
+    hot: int | None
+    slot: int | None
+    table: Tensor
+    bias: Tensor | None
+
+
+class SelfUpdate:
+    """A self-update in progress: its context's K/V so far, and the block it is writing.
+
+    ``tail`` [L, K, d] is the newest block (None if the memory is not initialised), ``length`` T the tokens of
+    the context. ``key``/``value`` [L, H_kv, rows, d_head] hold bos, tail and context; ``block`` [L, K, d].
+    """
+
+    def __init__(self, config: ModelConfig, tail: Tensor | None, length: int, like: Tensor) -> None:
+        if tail is None and length < config.num_tokens:
+            raise ValueError("a memory that is not initialised takes contexts of at least K tokens")
+        self.tail = tail
+        self.length = length
+        self.done = 0
+        self.prefix = 0 if tail is None else config.num_tokens + config.first_rank_position
+        rows = self.prefix + length
+        self.key = like.new_empty(config.num_layers, config.num_kv_heads, rows, config.head_dim)
+        self.value = torch.empty_like(self.key)
+        self.block = like.new_empty(config.num_layers, config.num_tokens, config.hidden_size)
+        self.short = max(0, config.num_tokens - length)
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.length
+
+
+@dataclass(frozen=True)
+class UpdateSpan:
+    """``count`` context rows of ``update`` from ``start`` on, at ``rows`` of the batch.
+
+    ``tail_rows`` are the batch's rows of the tail, in the first chunk only. Of a context shorter than K the
+    last ``update.short`` of those are queries as well; their outputs stand at ``tail_outputs``.
+    """
+
+    update: SelfUpdate
+    rows: slice
+    start: int
+    count: int
+    tail_rows: slice | None = None
+    tail_outputs: slice | None = None
+
+
+@dataclass
+class Batch:
+    """One forward pass. Rows: decode, prompt spans, update spans; the tails of new updates behind them.
+
+    ``tokens`` int64 [reads + updates]; ``positions`` int64 of all rows, tails included; ``write_rows`` [reads]
+    cache rows for the reads' K/V; ``logit_rows`` the rows whose logits are wanted.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    write_rows: Tensor
+    logit_rows: Tensor
+    decode: int = 0
+    runs: list[PoolRun] = field(default_factory=list)
+    buckets: list[ContextBucket] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    updates: list[UpdateSpan] = field(default_factory=list)
+
+    @property
+    def reads(self) -> int:
+        return self.write_rows.shape[0]
