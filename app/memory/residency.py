@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.errors import FingerprintMismatch, ServiceError
+from app.errors import FingerprintMismatch, ServiceError, TenantExists
 from app.memory.arena import Arena, Memory, View
-from app.memory.codec import Pool, decode_block, decode_snapshot, replay
+from app.memory.codec import Pool, decode_block, decode_snapshot, encode_snapshot, replay
 from app.model.backbone import Backbone
 from app.model.forgetting import MAX_SEED
 from app.store.base import Manifest, Store
@@ -66,8 +66,9 @@ class Residency:
         self._resident: dict[str, Memory] = {}
         self._loading: set[str] = set()
         self._heating: set[str] = set()
+        self._stale: set[str] = set()
         self._warm: OrderedDict[str, Warm] = OrderedDict()
-        self._warm_room = warm_bytes
+        self._warm_bytes = self._warm_room = warm_bytes
         self.failures: dict[str, ServiceError] = {}
         self.loads = {"cold": 0, "warm": 0}
         self.evictions = 0
@@ -86,18 +87,21 @@ class Residency:
             return "resident"
         return "warm" if tenant in self._warm else "cold"
 
+    def resident(self, tenant: str) -> bool:
+        """Whether an update can begin in the next step."""
+        return tenant in self._resident and tenant not in self._stale
+
     def readable(self, tenant: str) -> bool:
         """Whether a generation can begin in the next step."""
-        memory = self._resident.get(tenant)
-        return memory is not None and self.arena.readable(memory)
+        return self.resident(tenant) and self.arena.readable(self._resident[tenant])
+
+    def moving(self, tenant: str) -> bool:
+        """Whether a background thread is at work on the tenant's memory."""
+        return tenant in self._loading or tenant in self._heating
 
     @property
     def counts(self) -> dict[str, int]:
         return {"resident": len(self._resident), "warm": len(self._warm), "loading": len(self._loading)}
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._loading or self._heating)
 
     # ------------------------------------------------------------ coming
 
@@ -107,9 +111,14 @@ class Residency:
         False if there is no room now because others hold all of it; the caller tries again at a later step.
         A failure lands in ``failures``.
         """
-        if tenant in self._loading or tenant in self._heating:
+        if self.moving(tenant):
             return True
         memory = self._resident.get(tenant)
+        if memory is not None and tenant in self._stale:
+            if memory.pins:
+                return False
+            self.forget(tenant)
+            memory = None
         if memory is None:
             return self._load(tenant)
         if read and not self.arena.readable(memory):
@@ -176,7 +185,11 @@ class Residency:
     def _fetch(self, tenant: str, slot: int, warm: Warm | None) -> Memory:
         manifest = self.store.load(tenant)
         if manifest is None:
-            manifest = self.create(tenant, None)
+            try:
+                manifest = self.create(tenant, None)
+            except TenantExists:
+                manifest = self.store.load(tenant)
+                assert manifest is not None
         self.check(manifest)
         if warm is not None and warm.version == manifest.version:
             self.arena.pools.key[:, slot] = warm.key.to(self.backbone.device)
@@ -231,16 +244,22 @@ class Residency:
         blocks = ((b.version, decode_block(self.store.read(tenant, b.blob))) for b in manifest.blocks)
         return replay(base, blocks)
 
+    def compact(self, manifest: Manifest) -> Manifest:
+        """Writes a snapshot of the pool at the manifest's version in place of its blocks. Any thread."""
+        return self.store.compact(manifest.tenant, manifest.version, encode_snapshot(self.pool(manifest)))
+
     # ------------------------------------------------------------ going
 
     def _keep_warm(self, memory: Memory, slot: int) -> Warm | None:
         pools = self.arena.pools
-        if 2 * pools.key[:, slot].nbytes > self._warm_room + sum(w.bytes for w in self._warm.values()):
+        if 2 * pools.key[:, slot].nbytes > self._warm_bytes:
             return None
         key, value = pools.key[:, slot].to("cpu", copy=True), pools.value[:, slot].to("cpu", copy=True)
         return Warm(memory.version, key, value, memory.view.rank, memory.tail, memory.born)
 
     def _add_warm(self, tenant: str, warm: Warm) -> None:
+        if tenant in self._warm or tenant in self._resident or tenant in self._loading:
+            return
         while self._warm and self._warm_room < warm.bytes:
             _, oldest = self._warm.popitem(last=False)
             self._warm_room += oldest.bytes
@@ -248,12 +267,17 @@ class Residency:
             self._warm[tenant] = warm
             self._warm_room -= warm.bytes
 
+    def distrust(self, tenant: str) -> None:
+        """Has the memory read again from the store before anything new uses it: a commit's outcome is unknown."""
+        self._stale.add(tenant)
+
     def forget(self, tenant: str) -> None:
-        """Drops an erased tenant from every tier. The caller has seen to it that nobody holds it."""
+        """Drops an erased or distrusted tenant from every tier. The caller has seen to it that nobody holds it."""
         warm = self._warm.pop(tenant, None)
         if warm is not None:
             self._warm_room += warm.bytes
         memory = self._resident.pop(tenant, None)
         if memory is not None:
             self.arena.evict(memory)
+        self._stale.discard(tenant)
         self.failures.pop(tenant, None)

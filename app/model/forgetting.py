@@ -67,3 +67,23 @@ def renumber(rank: Tensor, forgotten: Tensor) -> tuple[Tensor, Tensor]:
     moved = torch.where(rank < 0, rank, moved)
     new_ranks = torch.arange(pool_size - num_tokens, pool_size, dtype=torch.int32).expand(layers, -1)
     return moved.scatter(1, spare, new_ranks), spare
+
+
+def surviving(
+    seed: int, versions: list[int], now: int, *, pool_size: int, num_tokens: int, num_layers: int, per_layer: bool
+) -> dict[int, float]:
+    """Share of each of ``versions``' tokens still in the pool at version ``now``, counted by replaying draws.
+
+    A version's block is followed from when it was written, so that no pool needs to be read.
+    """
+    if not versions:
+        return {}
+    rows = num_layers if per_layer else 1
+    born = torch.full((rows, pool_size), -1, dtype=torch.int64)
+    for version in range(min(versions), now + 1):
+        forgotten = draw(
+            seed, version, pool_size=pool_size, num_tokens=num_tokens, num_layers=num_layers, per_layer=per_layer
+        )
+        born = forget(born[..., None], forgotten, torch.full((rows, num_tokens, 1), version))[..., 0]
+    counts = {v: int((born == v).sum()) for v in versions}
+    return {v: count / (rows * num_tokens) for v, count in counts.items()}

@@ -1,0 +1,125 @@
+"""Choosing tokens from logits, for all rows of a step at once.
+
+A sequence's choices depend on its own logits, parameters and random numbers only, never on its neighbours
+in the batch: each row brings its own uniform number and the token is read off the inverse distribution.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Sampler:
+    """How one sequence chooses. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off.
+
+    ``seen`` bool [vocab], given if ``repetition_penalty`` is not 1: tokens of prompt and completion so far.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logprobs: int | None = None
+    seen: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    @property
+    def plain(self) -> bool:
+        """Greedy and nothing else: the argmax will do."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and self.logprobs is None
+
+    def uniform(self) -> float:
+        return self._random.random()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen token; its natural-log probability and the likeliest (id, logprob), if they were asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def penalise(logits: Tensor, samplers: list[Sampler]) -> Tensor:
+    """Repetition penalty as the field does it: seen tokens' positive logits divided, negative multiplied."""
+    rows = [i for i, s in enumerate(samplers) if s.repetition_penalty != 1 and s.seen is not None]
+    if not rows:
+        return logits
+    logits = logits.clone()
+    for row in rows:
+        seen, penalty = samplers[row].seen, samplers[row].repetition_penalty
+        picked = logits[row, seen]
+        logits[row, seen] = torch.where(picked > 0, picked / penalty, picked * penalty)
+    return logits
+
+
+def filtered_distribution(logits: Tensor, samplers: list[Sampler]) -> tuple[Tensor, Tensor]:
+    """Sorted probabilities [rows, vocab] after temperature, top_k, top_p and min_p, and the tokens' ids.
+
+    The filters follow the field's usual order (temperature first, then top_k, top_p, min_p); the likeliest
+    token always stays. Rows are not renormalised.
+    """
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
+
+    scaled = logits / column([s.temperature for s in samplers])
+    ordered, ids = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    place = torch.arange(ordered.shape[1], device=logits.device)[None]
+    drop = place >= column([s.top_k or ordered.shape[1] for s in samplers])
+    kept_by_k = ordered.masked_fill(drop, 0.0)
+    share = kept_by_k.cumsum(dim=-1) / kept_by_k.sum(dim=-1, keepdim=True)
+    before = share - kept_by_k / kept_by_k.sum(dim=-1, keepdim=True)
+    drop = drop | (before >= column([s.top_p for s in samplers]))
+    drop = drop | (ordered < column([s.min_p for s in samplers]) * ordered[:, :1])
+    drop[:, 0] = False
+    return ordered.masked_fill(drop, 0.0), ids
+
+
+def choose(logits: Tensor, samplers: list[Sampler]) -> list[Choice]:
+    """One token a row of ``logits`` [rows, vocab]. Logprobs are of the model's own distribution."""
+    if all(s.plain for s in samplers):
+        return [Choice(token) for token in logits.argmax(dim=-1).tolist()]
+    raw = logits.float()
+    adjusted = penalise(raw, samplers)
+    tokens = adjusted.argmax(dim=-1)
+    sampled = [i for i, s in enumerate(samplers) if s.temperature > 0]
+    if sampled:
+        chosen = [samplers[i] for i in sampled]
+        probabilities, ids = filtered_distribution(adjusted[sampled], chosen)
+        cumulative = probabilities.double().cumsum(dim=-1)
+        uniform = torch.tensor([s.uniform() for s in chosen], dtype=torch.float64, device=logits.device)
+        threshold = uniform[:, None] * cumulative[:, -1:]
+        place = torch.searchsorted(cumulative, threshold, right=True)
+        last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+        tokens[sampled] = ids.gather(1, torch.minimum(place, last))[:, 0]
+    for row, token in enumerate(tokens.tolist()):
+        seen = samplers[row].seen
+        if seen is not None:
+            seen[token] = True
+    return _with_logprobs(raw, tokens, samplers)
+
+
+def _with_logprobs(raw: Tensor, tokens: Tensor, samplers: list[Sampler]) -> list[Choice]:
+    choices = [Choice(token) for token in tokens.tolist()]
+    wanted = [i for i, s in enumerate(samplers) if s.logprobs is not None]
+    if not wanted:
+        return choices
+    logprobs = raw[wanted].log_softmax(dim=-1)
+    most = max(samplers[i].logprobs or 0 for i in wanted)
+    values, ids = logprobs.topk(most, dim=-1)
+    for row, index in enumerate(wanted):
+        token, count = choices[index].token, samplers[index].logprobs or 0
+        top = tuple(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
+        choices[index] = Choice(token, logprobs[row, token].item(), top)
+    return choices

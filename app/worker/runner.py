@@ -1,0 +1,206 @@
+"""Turns one step's work into a batch of tensors and runs it through the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from app.memory.arena import Arena
+from app.model.backbone import Backbone, causal_bias
+from app.model.batch import Batch, ContextBucket, ContextCache, PoolRun, SelfUpdate, Span, UpdateSpan
+from app.worker.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class ReadChunk:
+    """``count`` tokens of a sequence's prompt, from ``start``."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class UpdateChunk:
+    """``tokens`` of a self-update's context, from ``start``."""
+
+    update: SelfUpdate
+    start: int
+    tokens: list[int]
+
+
+class Runner:
+    """Owns the context cache. Each call of ``step`` is one forward pass."""
+
+    def __init__(self, backbone: Backbone, arena: Arena, cache_rows: int) -> None:
+        self.backbone = backbone
+        self.arena = arena
+        self.cache: ContextCache = backbone.new_context_cache(cache_rows)
+
+    def step(
+        self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]
+    ) -> tuple[list[Sequence], Tensor]:
+        """Runs one step. Returns the sequences that have logits, with them: [sequences, vocab], as ordered.
+
+        Scored tokens' log-probabilities are noted on their sequences. Updates advance in place.
+        """
+        # neighbours in the arena become neighbours in the batch
+        decode = sorted(decode, key=lambda s: (s.view.hot is None, s.view.hot or 0))
+        for sequence in [*decode, *(c.sequence for c in reads)]:
+            assert sequence.view.readers > 0
+            assert sequence.view is sequence.memory.view or sequence.view in sequence.memory.older
+        batch, wanted, scored = self._batch(decode, reads, updates)
+        logits = self.backbone.forward(batch, self.arena.pools, self.cache)
+        for sequence in decode:
+            sequence.computed += 1
+        for chunk in reads:
+            chunk.sequence.computed += chunk.count
+        self._note_scores(logits[len(wanted) :], scored)
+        return wanted, logits[: len(wanted)]
+
+    def _note_scores(self, logits: Tensor, scored: list[tuple[Sequence, Tensor]]) -> None:
+        start = 0
+        for sequence, targets in scored:
+            rows = logits[start : start + len(targets)].float().log_softmax(dim=-1)
+            start += len(targets)
+            sequence.logprobs += rows.gather(1, targets.to(rows.device)[:, None])[:, 0].tolist()
+            sequence.greedy += rows.argmax(dim=-1).tolist()
+
+    def _batch(
+        self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]
+    ) -> tuple[Batch, list[Sequence], list[tuple[Sequence, Tensor]]]:
+        tokens: list[int] = [s.tokens[s.computed] for s in decode]
+        positions = [torch.tensor([s.first_position + s.computed for s in decode], dtype=torch.int64)]
+        write = [torch.tensor([int(s.table[s.bos + s.computed]) for s in decode], dtype=torch.int64)]
+        wanted = list(decode)
+        logit_rows = list(range(len(decode)))
+        scored: list[tuple[Sequence, Tensor]] = []
+        score_rows: list[int] = []
+        spans: list[Span] = []
+        for chunk in reads:
+            sequence, end = chunk.sequence, chunk.start + chunk.count
+            rows = slice(len(tokens), len(tokens) + chunk.count)
+            tokens += sequence.tokens[chunk.start : end]
+            positions.append(torch.arange(chunk.start, end) + sequence.first_position)
+            write.append(sequence.table[sequence.bos + chunk.start : sequence.bos + end])
+            spans.append(self._span(sequence, rows, end))
+            if sequence.scored:
+                first = max(chunk.start, len(sequence.tokens) - 1 - sequence.scored)
+                last = min(end, len(sequence.tokens) - 1)
+                if first < last:
+                    score_rows += range(rows.start + first - chunk.start, rows.start + last - chunk.start)
+                    scored.append((sequence, torch.tensor(sequence.tokens[first + 1 : last + 1])))
+            elif end == len(sequence.tokens):
+                wanted.append(sequence)
+                logit_rows.append(rows.stop - 1)
+        update_spans = self._update_spans(updates, tokens, positions)
+        device = self.backbone.device
+        runs, buckets = self._decode_groups(decode)
+        batch = Batch(
+            tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
+            positions=torch.cat(positions).to(device),
+            write_rows=torch.cat(write).to(device),
+            logit_rows=torch.tensor(logit_rows + score_rows, dtype=torch.int64, device=device),
+            decode=len(decode),
+            runs=runs,
+            buckets=buckets,
+            spans=spans,
+            updates=update_spans,
+        )
+        return batch, wanted, scored
+
+    def _span(self, sequence: Sequence, rows: slice, end: int) -> Span:
+        table = sequence.visible(end).to(self.backbone.device)
+        pool = sequence.memory.initialized and sequence.view.hot is not None
+        bias = causal_bias(
+            rows.stop - rows.start,
+            table.shape[0],
+            self.backbone.config.group_size,
+            self.backbone.dtype,
+            self.backbone.device,
+        )
+        return Span(
+            rows=rows,
+            hot=sequence.view.hot if pool else None,
+            slot=sequence.memory.slot if pool else None,
+            table=table,
+            bias=bias,
+        )
+
+    def _update_spans(
+        self, updates: list[UpdateChunk], tokens: list[int], positions: list[Tensor]
+    ) -> list[UpdateSpan]:
+        """Appends the updates' rows to ``tokens`` and ``positions``, the tails' positions behind all of them."""
+        own_rows = len(tokens) + sum(len(chunk.tokens) for chunk in updates)
+        num_tokens = self.backbone.config.num_tokens
+        first_rank = self.backbone.config.first_rank_position
+        spans: list[UpdateSpan] = []
+        tail_start, output_start = own_rows, own_rows
+        tail_positions: list[Tensor] = []
+        for chunk in updates:
+            update = chunk.update
+            rows = slice(len(tokens), len(tokens) + len(chunk.tokens))
+            tokens += chunk.tokens
+            positions.append(torch.arange(len(chunk.tokens)) + update.prefix + chunk.start)
+            tail_rows = tail_outputs = None
+            if chunk.start == 0 and update.tail is not None:
+                tail_rows = slice(tail_start, tail_start + num_tokens)
+                tail_start = tail_rows.stop
+                tail_positions.append(torch.arange(num_tokens) + first_rank)
+                if update.short:
+                    tail_outputs = slice(output_start, output_start + update.short)
+                    output_start = tail_outputs.stop
+            spans.append(UpdateSpan(update, rows, chunk.start, len(chunk.tokens), tail_rows, tail_outputs))
+        positions += tail_positions
+        return spans
+
+    def _decode_groups(self, decode: list[Sequence]) -> tuple[list[PoolRun], list[ContextBucket]]:
+        """Runs of neighbouring pools with as many readers each; contexts bucketed by length."""
+        runs: list[PoolRun] = []
+        row = 0
+        for hot, group in groupby(decode, key=lambda s: s.view.hot):
+            members = list(group)
+            count = len(members)
+            if hot is None:
+                break
+            slot = members[0].memory.slot
+            last = runs[-1] if runs else None
+            if (
+                last is not None
+                and last.hot.stop == hot
+                and last.slots.stop == slot
+                and (last.rows.stop - last.rows.start) == count * last.pools
+            ):
+                runs[-1] = PoolRun(
+                    slice(last.rows.start, row + count), slice(last.hot.start, hot + 1), slice(last.slots.start, slot + 1)
+                )
+            else:
+                runs.append(PoolRun(slice(row, row + count), slice(hot, hot + 1), slice(slot, slot + 1)))
+            row += count
+        lengths = [s.bos + s.computed + 1 for s in decode]
+        by_size: dict[int, list[int]] = {}
+        for index, length in enumerate(lengths):
+            by_size.setdefault(max(length, 64).bit_length(), []).append(index)
+        buckets = []
+        for members_rows in by_size.values():
+            longest = max(lengths[i] for i in members_rows)
+            table = torch.zeros(len(members_rows), longest, dtype=torch.int64)
+            hidden = torch.zeros(len(members_rows), 1, 1, longest, dtype=self.backbone.dtype)
+            for place, index in enumerate(members_rows):
+                table[place, : lengths[index]] = decode[index].visible(decode[index].computed + 1)
+                hidden[place, :, :, lengths[index] :] = -torch.inf
+            rows: Tensor | slice = slice(0, len(decode))
+            if len(members_rows) < len(decode):
+                rows = torch.tensor(members_rows, device=self.backbone.device)
+            ragged = any(lengths[i] != longest for i in members_rows)
+            buckets.append(
+                ContextBucket(
+                    rows,
+                    table.to(self.backbone.device),
+                    hidden.to(self.backbone.device) if ragged else None,
+                )
+            )
+        return runs, buckets

@@ -1,0 +1,71 @@
+"""A generation or a score while it runs: its tokens, the view of memory it reads, its cache rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from app.memory.arena import Memory, View
+from app.model.sampling import Sampler
+
+
+@dataclass(eq=False)
+class Sequence:
+    """``tokens`` are prompt and completion so far; ``computed`` of them have K/V in the cache.
+
+    ``table`` int64 [bos + room] names the cache rows in order. ``scored`` counts the
+    trailing tokens whose log-probabilities are wanted (scores only).
+    """
+
+    id: str
+    memory: Memory
+    view: View
+    tokens: list[int]
+    prompt: int
+    pages: list[int]
+    table: Tensor
+    first_position: int
+    bos: int
+    sampler: Sampler | None = None
+    max_tokens: int = 0
+    stop_tokens: frozenset[int] = frozenset()
+    scored: int = 0
+    computed: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    greedy: list[int] = field(default_factory=list)
+
+    @property
+    def produced(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    def visible(self, computed: int) -> Tensor:
+        """Cache rows of bos and the first ``computed`` tokens."""
+        return self.table[: self.bos + computed]
+
+
+def begin(
+    job_id: str,
+    memory: Memory,
+    view: View,
+    tokens: list[int],
+    pages: list[int],
+    rows: Tensor,
+    *,
+    has_bos: bool,
+    prompt_position: int,
+) -> Sequence:
+    """A sequence at its first token. Behind a memory that is not initialised there is no bos and no pool."""
+    bos = int(has_bos and memory.initialized)
+    return Sequence(
+        id=job_id,
+        memory=memory,
+        view=view,
+        tokens=tokens,
+        prompt=len(tokens),
+        pages=pages,
+        table=torch.cat([torch.zeros(bos, dtype=torch.int64), rows]),
+        first_position=prompt_position if memory.initialized else 0,
+        bos=bos,
+    )

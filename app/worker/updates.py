@@ -1,0 +1,234 @@
+"""An update while it runs: which of its contexts are durable, and the self-update of the current one.
+
+The commit protocol of the worker in one place: forward pass -> block -> store -> published in the pool ->
+acknowledged. A block that is not durable is never published; one that is not published is never told of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from app.errors import ContextTooShort, IdempotencyConflict, ServiceError, StoreFailed, VersionConflict
+from app.memory.arena import Memory
+from app.memory.codec import Block, encode_block
+from app.memory.residency import Residency
+from app.messages import Context, Update
+from app.model.batch import SelfUpdate
+from app.model.forgetting import draw
+from app.store.base import BlockRecord, Idempotency, Manifest
+from app.worker.jobs import Job, Phase
+
+
+@dataclass(eq=False)
+class UpdateRun:
+    """``index`` of the context that is being written; ``versions`` of those that are durable and published."""
+
+    job: Job
+    message: Update
+    memory: Memory
+    digest: str
+    index: int = 0
+    first_version: int = 0
+    current: SelfUpdate | None = None
+    block: Block | None = None
+    committing: bool = False
+    doomed: ServiceError | None = None
+    started: float = 0.0
+    loaded: float = 0.0
+    versions: list[int] = field(default_factory=list)
+
+    @property
+    def contexts(self) -> list[Context]:
+        return self.message.contexts
+
+    @property
+    def context(self) -> Context:
+        return self.contexts[self.index]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(c.tokens) for c in self.contexts)
+
+
+def digest(message: Update) -> str:
+    """A hash of an update's contexts: the same key with another text is a mistake of the caller."""
+    state = hashlib.blake2b(digest_size=16)
+    for context in message.contexts:
+        state.update(len(context.tokens).to_bytes(8))
+        state.update(b"".join(token.to_bytes(8) for token in context.tokens))
+    return state.hexdigest()
+
+
+class Updates:
+    """Carries update runs from context to context. ``background`` runs a function off the loop's thread."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        background: Callable[[str, Callable[[], object], Callable[[object, ServiceError | None], None]], None],
+        *,
+        progress: Callable[[UpdateRun], None],
+        finished: Callable[[UpdateRun, list[BlockRecord] | None], None],
+        failed: Callable[[UpdateRun, ServiceError], None],
+        compacted_after: int,
+    ) -> None:
+        self.residency = residency
+        self._background = background
+        self._progress, self._finished, self._failed = progress, finished, failed
+        self._compacted_after = compacted_after
+        self._compacting: set[str] = set()
+        self._unpublished: list[UpdateRun] = []
+        self.commits = 0
+        self.committed_bytes = 0
+        self.compactions = 0
+
+    # ------------------------------------------------------------ beginning
+
+    def begin(self, run: UpdateRun) -> None:
+        """Starts the first context, or first looks up what the idempotency key has done already."""
+        key = run.message.idempotency_key
+        if key is None:
+            self._next(run)
+            return
+        run.committing = True
+        store = self.residency.store
+
+        def done(result: object, error: ServiceError | None) -> None:
+            run.committing = False
+            if error is not None or run.doomed is not None:
+                self._failed(run, error or run.doomed or StoreFailed("the store did not answer"))
+                return
+            assert isinstance(result, list)
+            self._resume(run, result)
+
+        self._background(run.job.tenant, lambda: store.find(run.job.tenant, key), done)
+
+    def _resume(self, run: UpdateRun, records: list[BlockRecord]) -> None:
+        marks = [r.idempotency for r in records if r.idempotency is not None]
+        if any(m.digest != run.digest or m.total != len(run.contexts) for m in marks):
+            self._failed(run, IdempotencyConflict("this idempotency key was used with another text"))
+        elif marks and marks[-1].index == marks[-1].total - 1:
+            self._finished(run, records)
+        else:
+            # a crash cut this update short: go on behind the last context that is durable
+            run.index = marks[-1].index + 1 if marks else 0
+            run.versions = [r.version for r in records]
+            self._next(run)
+
+    def _next(self, run: UpdateRun) -> None:
+        tokens = len(run.context.tokens)
+        config = self.residency.backbone.config
+        if not run.memory.initialized and tokens < config.num_tokens:
+            self._failed(
+                run,
+                ContextTooShort(
+                    f"the first update of an empty memory takes at least {config.num_tokens} tokens, "
+                    f"this one has {tokens}",
+                    param="text",
+                ),
+            )
+            return
+        run.current = self.residency.backbone.begin_update(run.memory.tail, tokens)
+        run.job.length, run.job.done = tokens, 0
+        run.job.atomic = tokens < config.num_tokens
+        run.job.phase = Phase.PREFILL
+
+    # ------------------------------------------------------------ committing
+
+    def computed(self, run: UpdateRun) -> None:
+        """The current context's forward pass is complete: writes its block to the store."""
+        assert run.current is not None
+        run.job.phase = Phase.HELD
+        memory, config = run.memory, self.residency.backbone.config
+        hidden, forgotten = run.current.block, None
+        run.current = None
+        if memory.initialized:
+            forgotten = draw(
+                memory.seed,
+                memory.version + 1,
+                pool_size=config.pool_size,
+                num_tokens=config.num_tokens,
+                num_layers=config.num_layers,
+                per_layer=config.drop_memory_per_layer,
+            )
+        else:
+            hidden = self.residency.backbone.first_block(hidden)
+        if not bool(torch.isfinite(hidden).all()):
+            self._failed(run, ServiceError("the model produced numbers that are not finite; nothing was changed"))
+            return
+        run.block = Block(hidden, forgotten)
+        run.committing = True
+        key = run.message.idempotency_key
+        mark = None if key is None else Idempotency(key, run.index, len(run.contexts), run.digest)
+        context, block, version = run.context, run.block, memory.version
+
+        def work() -> object:
+            blob = encode_block(block)
+            manifest = self.residency.store.commit(
+                run.job.tenant,
+                version,
+                blob,
+                time=time.time(),
+                tokens=len(context.tokens),
+                text=context.text,
+                idempotency=mark,
+            )
+            return manifest, len(blob)
+
+        self._background(run.job.tenant, work, lambda result, error: self._committed(run, result, error))
+
+    def _committed(self, run: UpdateRun, result: object, error: ServiceError | None) -> None:
+        run.committing = False
+        if error is not None:
+            if isinstance(error, StoreFailed | VersionConflict) or type(error) is ServiceError:
+                self.residency.distrust(run.job.tenant)
+            self._failed(run, error)
+            return
+        assert isinstance(result, tuple)
+        manifest, size = result
+        self.commits += 1
+        self.committed_bytes += size
+        self._compact_if_due(manifest)
+        self._unpublished.append(run)
+        self.publish()
+
+    def publish(self) -> None:
+        """Publishes the durable blocks whose slots nobody reads any more. Called at every step."""
+        waiting, self._unpublished = self._unpublished, []
+        for run in waiting:
+            if not self.residency.arena.publishable(run.memory):
+                self._unpublished.append(run)
+                continue
+            assert run.block is not None
+            self.residency.arena.publish(run.memory, run.block.hidden, run.block.forgotten)
+            run.block = None
+            run.versions.append(run.memory.version)
+            run.index += 1
+            self._progress(run)
+            if run.doomed is not None:
+                self._failed(run, run.doomed)
+            elif run.index == len(run.contexts):
+                self._finished(run, None)
+            else:
+                self._next(run)
+
+    # ------------------------------------------------------------ compaction
+
+    def _compact_if_due(self, manifest: Manifest) -> None:
+        """Once as many blocks as the pool holds lie behind the snapshot, a new snapshot replaces them."""
+        tenant = manifest.tenant
+        if len(manifest.blocks) < self._compacted_after or tenant in self._compacting:
+            return
+        self._compacting.add(tenant)
+
+        def done(_: object, error: ServiceError | None) -> None:
+            self._compacting.discard(tenant)
+            # a failed compaction loses nothing: the next commit tries again
+            self.compactions += error is None
+
+        self._background(tenant, lambda: self.residency.compact(manifest), done)
