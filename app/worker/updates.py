@@ -33,7 +33,6 @@ class UpdateRun:
     memory: Memory
     digest: str
     index: int = 0
-    first_version: int = 0
     current: SelfUpdate | None = None
     block: Block | None = None
     committing: bool = False

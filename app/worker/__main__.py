@@ -1,0 +1,71 @@
+"""The worker process: ``python -m app.worker --endpoint ipc://…``, the settings as JSON on standard input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+import torch
+
+from app.errors import ServiceError
+from app.messages import Fatal, Ready
+from app.model.checkpoint import CheckpointError
+from app.model.config import UnsupportedModel
+from app.settings import Settings
+from app.store.url import open_store
+from app.worker.build import CannotStart, build
+from app.worker.loop import Background, Loop, exit_with_parent
+
+log = structlog.get_logger("worker")
+
+
+def _text_key(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        key = bytes.fromhex(path.read_text("ascii").strip())
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"the text key file {path} cannot be read as hex digits") from error
+    if len(key) != 32:
+        raise CannotStart(f"the text key file {path} must hold 64 hex digits")
+    return key
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="app.worker")
+    parser.add_argument("--endpoint", required=True)
+    endpoint = parser.parse_args().endpoint
+    settings = Settings.model_validate_json(sys.stdin.buffer.readline())
+    exit_with_parent()
+    # a Ctrl-C in the terminal reaches the whole group; the API decides when a worker ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    background = Background()
+    loop = Loop(endpoint, background)
+    try:
+        store = open_store(
+            settings.store, keep_text=settings.keep_text, text_key=_text_key(settings.text_key_file)
+        )
+        built = build(settings, store, background.submit)
+    except (CannotStart, CheckpointError, UnsupportedModel, ServiceError, ValueError, OSError) as error:
+        loop.send([Fatal(str(error))])
+        loop.close()
+        return 1
+    loop.send([Ready(built.info, tenants=sum(1 for _ in store.tenants()), pid=os.getpid())])
+    loop.run(built.engine)
+    loop.close()
+    store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    # os._exit: threads of libraries must not keep a drained worker alive
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)

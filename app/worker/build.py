@@ -1,0 +1,121 @@
+"""Puts a worker together from the settings: device, weights, arena, store, engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.memory.arena import Arena
+from app.memory.residency import Residency, Submit
+from app.messages import ModelInfo
+from app.model.backbone import Backbone
+from app.model.checkpoint import load_weights, resolve
+from app.model.config import read_config, read_generation_defaults
+from app.settings import Settings
+from app.store.base import Store
+from app.worker.engine import Engine
+from app.worker.scheduler import Limits
+
+_SPARE_COPIES = 8
+_MOST_SLOTS = 4096
+
+
+class CannotStart(ValueError):
+    """The settings and this machine do not fit; the message is for the operator."""
+
+
+@dataclass(frozen=True)
+class Built:
+    engine: Engine
+    info: ModelInfo
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Raises CannotStart if "cuda" is asked for and absent."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise CannotStart("device cuda was asked for, but torch sees no CUDA device")
+    return torch.device("cuda")
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+
+
+def free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def slot_counts(backbone: Backbone, resident_bytes: int) -> tuple[int, int]:
+    """How many pools, and how many rotated copies, fit into the budget. Raises CannotStart if not one does."""
+    each = Arena.bytes_per_pool(backbone)
+    budget = resident_bytes or free_memory(backbone.device) // 4
+    slots = min(budget // each, _MOST_SLOTS)
+    if slots < 1:
+        raise CannotStart(
+            f"one tenant's pool takes {each:,} bytes, the resident budget is {budget:,}: raise --resident-bytes"
+        )
+    # a copy more than pools lets a new version be read while generations still read the old one
+    return slots, slots + min(slots, _SPARE_COPIES)
+
+
+def build(settings: Settings, store: Store, submit: Submit) -> Built:
+    """Loads the model and allocates the pools. Raises CannotStart, CheckpointError, UnsupportedModel."""
+    directory = resolve(settings.model)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    config = read_config(directory)
+    defaults = read_generation_defaults(directory)
+    weights, fingerprint = load_weights(directory, config, dtype=dtype, device=device)
+    backbone = Backbone(config, weights, settings.max_sequence)
+    slots, hot = slot_counts(backbone, settings.resident_bytes)
+    arena = Arena(backbone, slots, hot)
+    residency = Residency(backbone, arena, store, fingerprint, settings.warm_bytes, submit)
+    engine = Engine(
+        backbone,
+        arena,
+        residency,
+        store,
+        Limits(
+            step_tokens=settings.step_tokens,
+            max_running=settings.max_running,
+            cache_rows=settings.context_tokens,
+            queue_requests=settings.queue_requests,
+            queue_requests_tenant=settings.queue_requests_tenant,
+            queue_tokens=settings.queue_tokens,
+        ),
+        submit,
+        max_sequence=settings.max_sequence,
+        compacted_after=config.num_blocks,
+    )
+    info = ModelInfo(
+        name=settings.model if settings.model == "pocket" else Path(settings.model).name,
+        path=str(directory),
+        fingerprint=fingerprint,
+        vocab_size=config.vocab_size,
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_blocks=config.num_blocks,
+        num_tokens=config.num_tokens,
+        min_context=config.min_context,
+        max_context=config.max_context,
+        max_sequence=settings.max_sequence,
+        stop_tokens=defaults.stop_tokens,
+        temperature=defaults.temperature,
+        top_p=defaults.top_p,
+        top_k=defaults.top_k,
+        repetition_penalty=defaults.repetition_penalty,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        memory_bytes=Arena.bytes_per_pool(backbone),
+        resident_slots=slots,
+    )
+    return Built(engine, info)

@@ -1,0 +1,197 @@
+"""Requests about tenants themselves: create, list, look, erase, what the memory holds and its history."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.errors import InvalidRequest, ServiceError, TenantErased, TenantNotFound
+from app.memory.residency import Residency
+from app.messages import (
+    CreateTenant,
+    Erased,
+    EraseTenant,
+    GetHistory,
+    GetMemory,
+    GetTenant,
+    History,
+    HistoryItem,
+    ListTenants,
+    MemoryView,
+    Reply,
+    TenantInfo,
+    TenantList,
+)
+from app.model.forgetting import MAX_SEED, surviving
+from app.store.base import Manifest, Store
+
+if TYPE_CHECKING:
+    from app.worker.engine import Engine
+
+TenantRequest = CreateTenant | ListTenants | GetTenant | EraseTenant | GetMemory | GetHistory
+Body = TenantInfo | TenantList | Erased | MemoryView | History
+
+
+@dataclass
+class _Erasure:
+    message: EraseTenant
+    cancelled: int
+    begun: bool = False
+
+
+class Tenants:
+    """Answers tenant requests in background threads; erasures wait until the tenant is quiet."""
+
+    def __init__(self, engine: Engine, residency: Residency, store: Store) -> None:
+        self.engine, self.residency, self.store = engine, residency, store
+        self._erasures: dict[str, _Erasure] = {}
+
+    def check_not_erasing(self, tenant: str) -> None:
+        """Raises TenantErased while an erasure of the tenant is under way."""
+        if tenant in self._erasures:
+            raise TenantErased("the tenant is being erased", retry_after=1.0)
+
+    def handle(self, message: TenantRequest) -> None:
+        """Answers with a Reply or a Failed in the engine's outbox, now or later."""
+        work: Callable[[], Body]
+        if isinstance(message, ListTenants):
+            work = lambda: self._list(message)  # noqa: E731
+            self._answer(message.id, "", work)
+            return
+        self.check_not_erasing(message.tenant)
+        if isinstance(message, EraseTenant):
+            self.engine.erase(message)
+            return
+        if isinstance(message, CreateTenant):
+            work = lambda: self._create(message)  # noqa: E731
+        elif isinstance(message, GetTenant):
+            tier = self.residency.tier(message.tenant)
+            work = lambda: self._info(self._manifest(message.tenant), tier)  # noqa: E731
+        elif isinstance(message, GetMemory):
+            work = self._memory(message.tenant)
+        else:
+            work = lambda: self._history(message)  # noqa: E731
+        self._answer(message.id, message.tenant, work)
+
+    def _answer(self, request_id: str, tenant: str, work: Callable[[], Body]) -> None:
+        def done(result: object, error: ServiceError | None) -> None:
+            if error is not None:
+                self.engine.fail(request_id, error)
+            else:
+                assert isinstance(result, Body)
+                self.engine.outbox.append(Reply(request_id, result))
+
+        self.engine.background(tenant, work, done)
+
+    # ------------------------------------------------------------ in background threads
+
+    def _manifest(self, tenant: str) -> Manifest:
+        manifest = self.store.load(tenant)
+        if manifest is None:
+            raise TenantNotFound("there is no such tenant")
+        return manifest
+
+    def _create(self, message: CreateTenant) -> Body:
+        if message.seed is not None and not 0 <= message.seed < MAX_SEED:
+            raise InvalidRequest("a seed is at least 0 and below 2^40", param="seed")
+        return self._info(self.residency.create(message.tenant, message.seed), "cold")
+
+    def _info(self, manifest: Manifest, tier: str) -> Body:
+        last = manifest.blocks[-1:] or self.store.history(manifest.tenant)[-1:]
+        return TenantInfo(
+            tenant=manifest.tenant,
+            seed=manifest.seed,
+            memory_version=manifest.version,
+            created=manifest.created,
+            updated=last[0].time if last else manifest.created,
+            bytes=self.store.usage(manifest.tenant),
+            tier=tier,
+        )
+
+    def _list(self, message: ListTenants) -> Body:
+        names = list(self.store.tenants())
+        start = bisect_right(names, message.after) if message.after else 0
+        page = names[start : start + message.limit]
+        more = start + len(page) < len(names)
+        return TenantList(page, page[-1] if more and page else None, len(names))
+
+    def _memory(self, tenant: str) -> Callable[[], Body]:
+        config = self.residency.backbone.config
+        memory = self.residency.get(tenant)
+        here = None if memory is None else (memory.version, memory.born)
+
+        def work() -> Body:
+            if here is not None:
+                version, born = here
+            else:
+                manifest = self._manifest(tenant)
+                self.residency.check(manifest)
+                version, born = manifest.version, self.residency.pool(manifest).born
+            return MemoryView(tenant, version, config.num_blocks, config.num_tokens, born.tolist())
+
+        return work
+
+    def _history(self, message: GetHistory) -> Body:
+        manifest = self._manifest(message.tenant)
+        records = self.store.history(message.tenant)
+        if message.before is not None:
+            records = [r for r in records if r.version < message.before]
+        page = records[-message.limit :]
+        config = self.residency.backbone.config
+        shares = surviving(
+            manifest.seed,
+            [r.version for r in page],
+            manifest.version,
+            pool_size=config.pool_size,
+            num_tokens=config.num_tokens,
+            num_layers=config.num_layers,
+            per_layer=config.drop_memory_per_layer,
+        )
+        items = [
+            HistoryItem(
+                memory_version=r.version,
+                time=r.time,
+                tokens=r.tokens,
+                text=r.text,
+                idempotency_key=r.idempotency.key if r.idempotency else None,
+                surviving_share=min(1.0, shares[r.version]),
+            )
+            for r in reversed(page)
+        ]
+        more = len(records) > len(page)
+        return History(message.tenant, manifest.version, items, page[0].version if more else None)
+
+    # ------------------------------------------------------------ erasing
+
+    def erasing(self, message: EraseTenant, cancelled: int) -> None:
+        self._erasures[message.tenant] = _Erasure(message, cancelled)
+
+    def step(self) -> None:
+        """Erases those tenants whose last work has ended."""
+        for tenant, erasure in list(self._erasures.items()):
+            if not erasure.begun and self.engine.quiet(tenant):
+                erasure.begun = True
+                self.residency.forget(tenant)
+                self._erase(erasure)
+
+    def _erase(self, erasure: _Erasure) -> None:
+        message = erasure.message
+
+        def done(result: object, error: ServiceError | None) -> None:
+            del self._erasures[message.tenant]
+            if error is None and result is None:
+                error = TenantNotFound("there is no such tenant")
+            if error is not None:
+                self.engine.fail(message.id, error)
+                return
+            receipt = result
+            self.engine.outbox.append(
+                Reply(
+                    message.id,
+                    Erased(receipt.tenant, receipt.version, receipt.blobs, receipt.bytes, erasure.cancelled),  # type: ignore[attr-defined]
+                )
+            )
+
+        self.engine.background(message.tenant, lambda: self.store.erase(message.tenant), done)
