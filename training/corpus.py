@@ -1,0 +1,197 @@
+"""Groups of contexts for training: what is written into memory, and the rows that ask for it.
+
+A group is G contexts that share a memory pool. No two of its claims share relation and subject, so every question
+has one answer; in a colliding group all claims come from one to three relations, so that only the name decides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.facts import Claim, FactGenerator
+from training.relations import RELATIONS, Relation
+from training.tokenizer import ASSISTANT, END, USER
+from training.words import FIRST_NAMES
+
+NO_LOSS, TEXT, ANSWER = 0, 1, 2
+MAX_CONTEXT = 64
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """How a group is drawn. The shares are probabilities; `facts` are the shares of 1, 2 and 3 facts a context."""
+
+    contexts: int
+    facts: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    colliding: float = 0.6
+    first_person: float = 0.12
+    cross: float = 0.5
+    in_prompt: float = 0.0
+    running_text: float = 0.0
+
+
+@dataclass
+class Example:
+    """One context and its row of questions. `speaks_of` is a bit set of the relations with no named subject."""
+
+    context: list[int]
+    row: list[int]
+    kinds: list[int]
+    speaks_of: int
+    claims: list[Claim] = field(default_factory=list)
+
+
+class Corpus:
+    """Draws groups of examples. `words` (from running text) stand in for some spelled words, so that every piece of
+    the vocabulary occurs in names and values; `texts` give contexts of running English."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, seed: int, min_tokens: int, words: Sequence[str] = (), texts: Sequence[str] = ()
+    ) -> None:
+        self.tokenizer, self.min_tokens, self.words, self.texts = tokenizer, min_tokens, words, texts
+        self.rng = random.Random(seed)
+        self.generator = FactGenerator(seed, held_out=False)
+        ids = {token: tokenizer.token_to_id(token) for token in (USER, ASSISTANT, END)}
+        self.user, self.assistant, self.end = ids[USER], ids[ASSISTANT], ids[END]
+        self._bit = {relation.name: 1 << index for index, relation in enumerate(RELATIONS)}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; every text starts as if after a space, so ids of sentences can be joined."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
+    def _name(self, relation: Relation) -> str | None:
+        name = self.generator.name_for(relation)
+        draw = self.rng.random()
+        if name is not None and relation.subject == "person":
+            if draw < 0.25:
+                return self.rng.choice(FIRST_NAMES)
+            if draw < 0.32 and self.words:
+                return self.rng.choice(self.words)
+        return name
+
+    def _claim(self, relation: Relation, name: str | None) -> Claim:
+        claim = self.generator.claim(relation, name)
+        if self.words and relation.kind in ("word", "company") and self.rng.random() < 0.12:
+            return Claim(relation, name, " ".join(self.rng.sample(list(self.words), self.rng.choice((1, 1, 2)))))
+        return claim
+
+    def claims(self, shape: GroupShape) -> list[list[Claim]]:
+        """The claims of each context of one group; none for a context of running English."""
+        rng = self.rng
+        relations: Sequence[Relation] = RELATIONS
+        colliding = rng.random() < shape.colliding
+        if colliding:
+            relations = [r for r in rng.sample(RELATIONS, rng.randint(1, 3)) if r.subject != "none"] or [RELATIONS[0]]
+        used: set[tuple[str, str | None]] = set()
+        names: list[str] = []
+        group = []
+        for _ in range(shape.contexts):
+            claims: list[Claim] = []
+            group.append(claims)
+            if self.texts and rng.random() < shape.running_text:
+                continue
+            same = rng.random() < 0.3
+            for _ in range(rng.choices((1, 2, 3), shape.facts)[0]):
+                while True:
+                    relation = rng.choice(relations)
+                    name = None
+                    if relation.subject != "none" and not (
+                        relation.has_first_person and rng.random() < shape.first_person
+                    ):
+                        name = self._name(relation)
+                        if relation.subject == "person":
+                            if same and claims and claims[0].name and claims[0].relation.subject == "person":
+                                name = claims[0].name
+                            elif names and rng.random() < 0.15:
+                                name = rng.choice(names)
+                    if (relation.name, name) not in used:
+                        break
+                    # A group of one relation may have run out of speakers or of the shared name: draw afresh.
+                    same = False
+                used.add((relation.name, name))
+                if name is not None and relation.subject == "person":
+                    names.append(name)
+                claims.append(self._claim(relation, name))
+        return group
+
+    def _ask(self, claim: Claim, row: list[int], kinds: list[int], prefix: list[int]) -> None:
+        rng = self.rng
+        draw = rng.random()
+        unfinished = claim.unfinished(rng) if draw > 0.85 else None
+        answer = [*self.encode(claim.value), self.end]
+        if unfinished is not None:
+            asked = prefix + self.encode(unfinished)
+        elif draw < 0.6:
+            asked = [self.user, *prefix, *self.encode(claim.question(rng)), self.assistant]
+        else:
+            asked = prefix + self.encode(claim.question(rng))
+        row += asked + answer
+        kinds += [TEXT] * len(asked) + [ANSWER] * len(answer)
+
+    def _context(self, claims: Sequence[Claim]) -> list[int]:
+        ids = [i for claim in claims for i in self.encode(claim.statement(self.rng))]
+        if len(ids) < self.min_tokens and self.rng.random() < 0.4:
+            ids = ids * -(-self.min_tokens // len(ids))
+        return ids[:MAX_CONTEXT]
+
+    def _english(self) -> Example:
+        ids = self.encode(self.rng.choice(self.texts))
+        start = self.rng.randrange(max(1, len(ids) - 80))
+        length = self.rng.randint(12, MAX_CONTEXT)
+        context, row = ids[start : start + length], ids[start + length : start + length + 24]
+        return Example(context, row, [NO_LOSS] + [TEXT] * (len(row) - 1), 0) if row else self._english()
+
+    def group(self, shape: GroupShape) -> list[Example]:
+        """Draw one group of `shape.contexts` examples."""
+        rng = self.rng
+        group = self.claims(shape)
+        every = [claim for claims in group for claim in claims]
+        examples = []
+        for claims in group:
+            if not claims:
+                examples.append(self._english())
+                continue
+            context = self._context(claims)
+            order = rng.sample(claims, min(2, len(claims)))
+            if len(order) < 2 and rng.random() < shape.cross:
+                other = rng.choice(every)
+                order += [other] if other is not order[0] else []
+            row: list[int] = []
+            kinds: list[int] = []
+            prefix = context if rng.random() < shape.in_prompt else []
+            for claim in order:
+                self._ask(claim, row, kinds, [] if row else prefix)
+            kinds[0] = NO_LOSS
+            bits = 0
+            for claim in claims:
+                bits |= self._bit[claim.relation.name] if claim.name is None else 0
+            examples.append(Example(context, row, kinds, bits, claims))
+        return examples
+
+
+def batch_contexts(contexts: Sequence[Sequence[int]], min_tokens: int) -> tuple[Tensor, Tensor]:
+    """Right-align contexts: ids int64 [B, Q] with Q >= min_tokens, lengths int64 [B]."""
+    width = max(min_tokens, -(-max(len(c) for c in contexts) // 4) * 4)
+    ids: NDArray[np.int64] = np.zeros((len(contexts), width), dtype=np.int64)
+    for index, context in enumerate(contexts):
+        ids[index, width - len(context) :] = context
+    return torch.from_numpy(ids), torch.tensor([len(c) for c in contexts])
+
+
+def batch_rows(rows: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Left-align rows: ids and kinds, int64 [B, T]."""
+    width = -(-max(len(r) for r in rows) // 4) * 4
+    both: NDArray[np.int64] = np.zeros((2, len(rows), width), dtype=np.int64)
+    for index, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+        both[0, index, : len(row)] = row
+        both[1, index, : len(kind)] = kind
+    ids, labels = torch.from_numpy(both)
+    return ids, labels

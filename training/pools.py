@@ -1,0 +1,39 @@
+"""Which token of which block lies at which rank: forgetting as served, simulated on indices.
+
+Index c in a simulated pool means token c % K of block c // K of a bank of blocks, so that one gather builds the
+pool and gradients reach the blocks through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def simulate(
+    rng: np.random.Generator, pools: int, order: Sequence[Sequence[int]], initial_block: int, num_blocks: int, num_tokens: int
+) -> NDArray[np.int64]:
+    """Inject blocks into `pools` pools, dropping `num_tokens` random ranks of N before each.
+
+    order[p] lists the bank's blocks in the order pool p takes them; all have the same length. Every pool starts as
+    `initial_block` repeated. Returns the bank index of every rank, int64 [pools, N].
+    """
+    size = num_blocks * num_tokens
+    block = np.arange(num_tokens)
+    state = np.tile(initial_block * num_tokens + block, (pools, num_blocks))
+    for injected in np.asarray(order).T.astype(np.int64):
+        dropped = np.argpartition(rng.random((pools, size), dtype=np.float32), num_tokens, 1)[:, :num_tokens]
+        keep = np.ones((pools, size), dtype=bool)
+        np.put_along_axis(keep, dropped, False, 1)
+        kept = state[keep].reshape(pools, size - num_tokens)
+        state = np.concatenate([kept, injected[:, None] * num_tokens + block], 1)
+    return state
+
+
+def gather_pools(bank: Tensor, ranks: Tensor) -> Tensor:
+    """bank [L, G, C·K, d] and ranks int64 [L, G, M] → pools [L, G, M, d]."""
+    return bank.gather(2, ranks[..., None].expand(-1, -1, -1, bank.shape[-1]))

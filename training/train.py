@@ -1,0 +1,263 @@
+"""Train the pocket model from nothing: `python -m training.train --tokenizer T --text FOLDER --out RUN --minutes 90`.
+
+Each process takes one core and its own contexts; gradients are averaged over gloo. A run can be stopped and started
+again with the same arguments: weights, their moving average, optimizer state and stage are in RUN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.corpus import ANSWER, TEXT, Corpus, Example, batch_contexts, batch_rows
+from training.model import MemoryModel, ModelConfig
+from training.optimizer import Optimizer
+from training.pools import gather_pools, simulate
+from training.stages import curriculum
+from training.tokenizer import running_text
+
+MATRICES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+CACHE_BLOCKS = 768
+
+
+class Trainer:
+    """One process of a run."""
+
+    def __init__(self, arguments: argparse.Namespace, rank: int) -> None:
+        self.arguments, self.rank, self.world = arguments, rank, arguments.processes
+        torch.manual_seed(arguments.seed)
+        tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
+        config = ModelConfig(vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta)
+        self.model = MemoryModel(config, torch.bfloat16)
+        self.optimizer = Optimizer(self.model, set() if arguments.adamw else MATRICES)
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.step = self.stage = 0
+        self.minutes = self.exact = 0.0
+        if (arguments.out / "state.json").exists():
+            self.load()
+        seed = arguments.seed + 1000 * rank + 7919 * self.step
+        torch.manual_seed(seed)
+        self.rng, self.numpy_rng = random.Random(seed), np.random.default_rng(seed)
+        lines = list(running_text(arguments.text)) if arguments.text else []
+        words = sorted({w for line in lines for w in line.split() if w.isalpha() and w.istitle() and 3 < len(w) < 11})
+        texts = [line for line in lines if len(line) > 200]
+        self.corpus = Corpus(tokenizer, seed, config.num_tokens, words, texts)
+        self.stages = curriculum(arguments.batch)
+        self.cache = torch.zeros(config.num_layers, 0, config.num_tokens, config.hidden_size)
+        self.cache_speaks: list[int] = []
+
+    def load(self) -> None:
+        """Take up a run where its last checkpoint was written."""
+        out = self.arguments.out
+        self.model.load_state_dict(load_file(out / "weights.safetensors"))
+        self.average = load_file(out / "average.safetensors")
+        self.optimizer.state = load_file(out / "optimizer.safetensors")
+        state = json.loads((out / "state.json").read_text())
+        self.step = self.optimizer.count = state["step"]
+        self.stage, self.minutes, self.exact = state["stage"], state["minutes"], state["exact"]
+
+    def save(self) -> None:
+        """Write a checkpoint; state.json last, each file replaced at once."""
+        out: Path = self.arguments.out
+        tensors = {
+            "weights": dict(self.model.state_dict()), "average": self.average, "optimizer": self.optimizer.state,
+        }  # fmt: skip
+        for name, state in tensors.items():
+            save_file({k: v.detach().contiguous() for k, v in state.items()}, out / f"{name}.tmp")
+            os.replace(out / f"{name}.tmp", out / f"{name}.safetensors")
+        record = {
+            "step": self.step, "stage": self.stage, "minutes": self.minutes, "exact": self.exact,
+            "config": self.model.config.as_dict(),
+        }  # fmt: skip
+        (out / "state.json").write_text(json.dumps(record, indent=1))
+
+    def _tails(self, count: int) -> Tensor:
+        """The newest block each context sees: an older step's block, or now and then the initial one."""
+        initial = self.model.initial_block[:, None].expand(-1, count, -1, -1)
+        if self.cache.shape[1] < count:
+            return initial
+        chosen = self.cache[:, torch.randint(self.cache.shape[1], (count,))]
+        fresh = (torch.rand(count) < 0.2).view(1, count, 1, 1)
+        return torch.where(fresh, initial, chosen)
+
+    def _pools(self, new: Tensor, groups: list[list[Example]], window: int, stale: int) -> Tensor:
+        """Build one pool a group, [L, G, window·K, d], from its own blocks, stale ones and the initial block."""
+        config = self.model.config
+        layers, _, k_tokens, d = new.shape
+        count, own = len(groups), len(groups[0])
+        if window == 1:
+            return new.view(layers, count, k_tokens, d)
+        old = self.rng.randint(0, stale) if self.cache.shape[1] >= 256 else 0
+        bank = [new.view(layers, count, own * k_tokens, d)]
+        order = [self.rng.sample(range(own + old), own + old) for _ in groups]
+        if old:
+            picks = [self.rng.sample(range(self.cache.shape[1]), old) for _ in groups]
+            for index, group in enumerate(groups):
+                # What the speaker said of themselves later wins, so an old block that would contradict goes first.
+                speaks = 0
+                for example in group:
+                    speaks |= example.speaks_of
+                early = {own + i for i, pick in enumerate(picks[index]) if self.cache_speaks[pick] & speaks}
+                order[index].sort(key=lambda block, early=early: block not in early)  # type: ignore[misc]
+            flat = torch.tensor(picks).flatten()
+            bank.append(self.cache[:, flat].reshape(layers, count, old * k_tokens, d))
+        bank.append(self.model.initial_block[:, None].expand(-1, count, -1, -1))
+        ranks = simulate(
+            self.numpy_rng, layers * count, order * layers, own + old, config.num_blocks, k_tokens
+        ).reshape(layers, count, -1)
+        return gather_pools(torch.cat(bank, 2), torch.from_numpy(ranks[:, :, -window * k_tokens :].copy()))
+
+    def loss(self) -> tuple[Tensor, float, float]:
+        """One batch: the loss, the answer loss and the share of answers matched exactly."""
+        mixtures = self.stages[self.stage].mixtures
+        # The same draw in every process, or one would wait for the other.
+        draw = random.Random(self.arguments.seed * 1_000_003 + self.step)
+        _, count, shape, window, stale = draw.choices(mixtures, [m[0] for m in mixtures])[0]
+        if self.stage and self.rng.random() < 0.06:
+            shape = replace(shape, in_prompt=0.5)
+        groups = [self.corpus.group(shape) for _ in range(count)]
+        examples = [example for group in groups for example in group]
+        ids, lengths = batch_contexts([e.context for e in examples], self.model.config.num_tokens)
+        rows, kinds = batch_rows([e.row for e in examples], [e.kinds for e in examples])
+        layers = self.model.layer_weights()
+        new = self.model.write(ids, lengths, self._tails(len(examples)), layers)
+        pool = self._pools(new, groups, window, stale)
+        hidden = self.model.read(rows.view(count, len(groups[0]), -1), pool, layers).view(len(examples), rows.shape[1], -1)
+        target, kind = rows[:, 1:], kinds[:, 1:]
+        chosen = kind > 0
+        logits = self.model.logits(hidden[:, :-1][chosen])
+        losses = F.cross_entropy(logits, target[chosen], reduction="none")
+        answered = kind[chosen] == ANSWER
+        answer_loss = losses[answered].mean()
+        loss = answer_loss + self.arguments.question_weight * losses[kind[chosen] == TEXT].mean()
+        with torch.no_grad():
+            right = torch.ones_like(kind, dtype=torch.bool)
+            right[chosen] = logits.argmax(-1) == target[chosen]
+            is_answer = kind == ANSWER
+            segment = (is_answer & ~F.pad(is_answer, (1, 0))[:, :-1]).cumsum(1)
+            asked = matched = 0
+            for number in (1, 2):
+                inside = is_answer & (segment == number)
+                has = inside.any(1)
+                asked += int(has.sum())
+                matched += int(((right | ~inside).all(1) & has).sum())
+        self.cache = torch.cat([self.cache, new.detach()], 1)[:, -CACHE_BLOCKS:]
+        self.cache_speaks = (self.cache_speaks + [e.speaks_of for e in examples])[-CACHE_BLOCKS:]
+        return loss, answer_loss.item(), matched / max(1, asked)
+
+    def gradients(self, loss: Tensor, numbers: list[float]) -> tuple[dict[str, Tensor], list[float]]:
+        """Backward pass; averages gradients and `numbers` over the processes and clips the norm to 1."""
+        named = dict(self.model.named_parameters())
+        for parameter in named.values():
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        flat = torch.cat(
+            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in named.values()]
+            + [torch.tensor(numbers)]
+        )
+        if self.world > 1:
+            dist.all_reduce(flat)
+            flat /= self.world
+        numbers = flat[-len(numbers) :].tolist()
+        flat = flat[: -len(numbers)]
+        flat *= 1.0 / max(1.0, float(flat.norm()))
+        pieces = flat.split([p.numel() for p in named.values()])
+        return {n: piece.view_as(p) for (n, p), piece in zip(named.items(), pieces, strict=True)}, numbers
+
+    def rate(self) -> float:
+        """Learning-rate factor: a short warm-up, constant, then linear decay over the last part of the time."""
+        left = 1 - self.minutes / self.arguments.minutes
+        decay = self.arguments.decay
+        return min(1.0, (self.step + 1) / 200) * (1.0 if left > decay else 0.03 + 0.97 * max(0.0, left) / decay)
+
+    def run(self) -> None:
+        """Train until the time is spent."""
+        arguments = self.arguments
+        master = self.rank == 0
+        begin, before = time.time(), self.minutes
+        saved = logged = begin
+        since: list[tuple[float, float]] = []
+        while self.minutes < arguments.minutes:
+            loss, answer_loss, exact = self.loss()
+            minutes = before + (time.time() - begin) / 60
+            gradients, (self.minutes, answer_loss, exact) = self.gradients(loss, [minutes, answer_loss, exact])
+            factor = self.rate()
+            self.optimizer.step(gradients, arguments.rate * factor, arguments.muon_rate * factor)
+            self.step += 1
+            keep = min(0.998, self.step / (self.step + 10))
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    self.average[name].lerp_(parameter, 1 - keep)
+            self.exact += 0.02 * (exact - self.exact)
+            since.append((answer_loss, exact))
+            if self.step % arguments.log_every == 0 and master:
+                now = time.time()
+                mean = np.asarray(since).mean(0)
+                print(
+                    f"{self.minutes:6.2f} min  step {self.step}  {self.stages[self.stage].name}  EM {mean[1]:.3f}  "
+                    f"answer loss {mean[0]:.3f}  rate {factor:.2f}  {len(since) / (now - logged):.2f} steps/s  "
+                    f"{len(since) * arguments.batch * self.world / (now - logged):.0f} contexts/s", flush=True,
+                )  # fmt: skip
+                since, logged = [], now
+            if self.exact > self.stages[self.stage].leave_at:
+                self.stage, self.exact = self.stage + 1, 0.0
+                if master:
+                    print(f"--- step {self.step}: on to {self.stages[self.stage].name}", flush=True)
+            if master and time.time() - saved > 90:
+                self.save()
+                saved = time.time()
+        if master:
+            self.save()
+            print(f"done after {self.step} steps, {self.step * arguments.batch * self.world} contexts", flush=True)
+
+
+def work(rank: int, arguments: argparse.Namespace) -> None:
+    """One process of the run."""
+    torch.set_num_threads(1)
+    if arguments.processes > 1:
+        address = f"tcp://127.0.0.1:{arguments.port}"
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=arguments.processes)
+    Trainer(arguments, rank).run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--tokenizer", type=Path, required=True)
+    add("--text", type=Path, help="folder of running English, for a few contexts and for unusual words")
+    add("--out", type=Path, required=True, help="folder of the run's checkpoints")
+    add("--minutes", type=float, required=True, help="the learning rate reaches its end when they are over")
+    add("--batch", type=int, default=48, help="contexts a step and process")
+    add("--processes", type=int, default=2)
+    add("--port", type=int, default=29533)
+    add("--rate", type=float, default=2e-3)
+    add("--muon-rate", type=float, default=2e-3)
+    add("--adamw", action="store_true", help="AdamW for the matrices too")
+    add("--question-weight", type=float, default=0.2)
+    add("--decay", type=float, default=0.3, help="share of the time the learning rate decays over")
+    add("--rope-theta", type=float, default=10_000.0)
+    add("--log-every", type=int, default=50)
+    add("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.processes == 1:
+        work(0, arguments)
+    else:
+        torch.multiprocessing.spawn(work, (arguments,), nprocs=arguments.processes)
+
+
+if __name__ == "__main__":
+    main()
