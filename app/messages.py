@@ -358,18 +358,7 @@ class Fatal(Message, frozen=True):
     message: str
 
 
-Answer = (
-    Ready
-    | Tokens
-    | Finished
-    | UpdateProgress
-    | Updated
-    | Scored
-    | Reply
-    | Failed
-    | Stats
-    | Fatal
-)
+Answer = Ready | Tokens | Finished | UpdateProgress | Updated | Scored | Reply | Failed | Stats | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(list[Request])

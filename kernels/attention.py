@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 
-def partial_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def partial_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Softmax attention with its normaliser.
 
     ``query`` [B, H_kv, M, d_head], ``key``/``value`` [B, H_kv, S, d_head], ``bias`` additive, broadcastable

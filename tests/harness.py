@@ -58,7 +58,9 @@ class Inline:
             done(result, error)
 
 
-def load_backbone(name: str, dtype: torch.dtype = torch.float32, max_sequence: int = 256) -> tuple[Backbone, str]:
+def load_backbone(
+    name: str, dtype: torch.dtype = torch.float32, max_sequence: int = 256
+) -> tuple[Backbone, str]:
     directory = CHECKPOINTS / name
     config = read_config(directory)
     weights, fingerprint = load_weights(directory, config, dtype=dtype)

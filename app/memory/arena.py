@@ -194,6 +194,7 @@ class Arena:
 
     def evict(self, memory: Memory) -> None:
         """Frees slot and rotated copies of a memory that nobody reads."""
-        assert memory.pins == 0 and not memory.older
+        assert memory.pins == 0
+        assert not memory.older
         self._cool(memory.view)
         self.give_slot(memory.slot)

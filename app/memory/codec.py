@@ -39,7 +39,8 @@ def encode_block(block: Block) -> bytes:
     tensors = {"block": block.hidden.detach().cpu().contiguous()}
     if block.forgotten is not None:
         tensors["forgotten"] = block.forgotten.to(torch.int32)
-    return save(tensors)
+    blob: bytes = save(tensors)
+    return blob
 
 
 def decode_block(blob: bytes) -> Block:
@@ -49,7 +50,8 @@ def decode_block(blob: bytes) -> Block:
 
 
 def encode_snapshot(pool: Pool) -> bytes:
-    return save({"memory": pool.hidden.detach().cpu().contiguous(), "born": pool.born})
+    blob: bytes = save({"memory": pool.hidden.detach().cpu().contiguous(), "born": pool.born})
+    return blob
 
 
 def decode_snapshot(blob: bytes) -> Pool:
@@ -91,7 +93,7 @@ def replay(base: Pool, blocks: Iterable[tuple[int, Block]]) -> Pool:
     pool = torch.empty_like(base.hidden)
     for layer in range(layers):
         at = min(layer, source.shape[0] - 1)
-        for index in source[at].unique().tolist():
+        for index in sorted(set(source[at].tolist())):
             where = source[at] == index
             pool[layer, where] = hidden[index][layer, row[at, where]].to(pool.dtype)
     return Pool(pool, born.contiguous())

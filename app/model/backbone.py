@@ -117,7 +117,9 @@ class Backbone:
         update_rows = slice(batch.reads, None) if batch.updates else None
         for index, layer in enumerate(self.weights.layers):
             if batch.updates:
-                tails = [s.update.tail[index] for s in batch.updates if s.tail_rows and s.update.tail is not None]
+                tails = [
+                    s.update.tail[index] for s in batch.updates if s.tail_rows and s.update.tail is not None
+                ]
                 x = torch.cat([x, *tails])
                 x[marked] += self.weights.new_memory_position
             normed = F.rms_norm(x, x.shape[-1:], layer.input_norm, self.config.rms_norm_eps)
@@ -248,7 +250,10 @@ class Backbone:
         end = base + span.count
         bias = causal_bias(queries.shape[0], end, self.config.group_size, self.dtype, self.device)
         output, _ = partial_attention(
-            pack_heads(queries[None], self.config.num_kv_heads), keys[None, :, :end], values[None, :, :end], bias
+            pack_heads(queries[None], self.config.num_kv_heads),
+            keys[None, :, :end],
+            values[None, :, :end],
+            bias,
         )
         flat = unpack_heads(output, queries.shape[0])[0]
         out[span.rows] = flat[base - first :]

@@ -109,7 +109,9 @@ class TensorFiles:
     def finish(self) -> None:
         """Raises CheckpointError if a key was never used."""
         if self._unused:
-            raise CheckpointError(f"keys of the checkpoint that the model does not use: {_some(sorted(self._unused))}")
+            raise CheckpointError(
+                f"keys of the checkpoint that the model does not use: {_some(sorted(self._unused))}"
+            )
 
     def digest(self, config: bytes) -> str:
         """A fingerprint of config and weights: blake2b over every tensor's key, dtype, shape and bytes.
@@ -137,9 +139,7 @@ def _some(keys: list[str]) -> str:
 class _Reader:
     """Builds the linears of one model from files, merging adapters in float32."""
 
-    def __init__(
-        self, files: TensorFiles, config: ModelConfig, cast: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, files: TensorFiles, config: ModelConfig, cast: Callable[[Tensor], Tensor]) -> None:
         self.files = files
         self.config = config
         self.cast = cast
@@ -236,9 +236,7 @@ def load_weights(
             norm=cast(files.take("model.norm.weight", (c.hidden_size,))),
             head=head,
             bos=bos,
-            new_memory_position=cast(
-                files.take("new_memory_positional_emb", (1, 1, c.hidden_size))[0, 0]
-            ),
+            new_memory_position=cast(files.take("new_memory_positional_emb", (1, 1, c.hidden_size))[0, 0]),
             memory=cast(files.take("memory", (c.num_layers, c.pool_size, c.hidden_size))),
             initialized=initialized,
         )

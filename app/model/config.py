@@ -137,7 +137,12 @@ def _lora(raw: dict[str, Any]) -> Lora | None:
     lora = raw.get("lora_config")
     if not lora:
         return None
-    if lora.get("use_rslora") or lora.get("use_dora") or lora.get("rank_pattern") or lora.get("alpha_pattern"):
+    if (
+        lora.get("use_rslora")
+        or lora.get("use_dora")
+        or lora.get("rank_pattern")
+        or lora.get("alpha_pattern")
+    ):
         raise UnsupportedModel("lora_config with rslora, dora, rank or alpha patterns is not supported")
     return Lora(int(lora["r"]), float(lora["lora_alpha"]), frozenset(lora["target_modules"]))
 

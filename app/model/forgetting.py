@@ -70,7 +70,14 @@ def renumber(rank: Tensor, forgotten: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def surviving(
-    seed: int, versions: list[int], now: int, *, pool_size: int, num_tokens: int, num_layers: int, per_layer: bool
+    seed: int,
+    versions: list[int],
+    now: int,
+    *,
+    pool_size: int,
+    num_tokens: int,
+    num_layers: int,
+    per_layer: bool,
 ) -> dict[int, float]:
     """Share of each of ``versions``' tokens still in the pool at version ``now``, counted by replaying draws.
 
@@ -82,7 +89,12 @@ def surviving(
     born = torch.full((rows, pool_size), -1, dtype=torch.int64)
     for version in range(min(versions), now + 1):
         forgotten = draw(
-            seed, version, pool_size=pool_size, num_tokens=num_tokens, num_layers=num_layers, per_layer=per_layer
+            seed,
+            version,
+            pool_size=pool_size,
+            num_tokens=num_tokens,
+            num_layers=num_layers,
+            per_layer=per_layer,
         )
         born = forget(born[..., None], forgotten, torch.full((rows, num_tokens, 1), version))[..., 0]
     counts = {v: int((born == v).sum()) for v in versions}

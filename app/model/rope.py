@@ -44,4 +44,3 @@ class RopeTable:
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin of integer ``positions`` of any shape: [..., head_dim]."""
         return self.cos[positions], self.sin[positions]
-

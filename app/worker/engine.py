@@ -21,7 +21,7 @@ from app.errors import (
     TooManyTokens,
     WorkerUnavailable,
 )
-from app.memory.arena import Arena
+from app.memory.arena import Arena, Memory
 from app.memory.residency import Residency, Submit
 from app.messages import (
     Answer,
@@ -262,11 +262,12 @@ class Engine:
         for job in plan.expired:
             self._expire(job)
         now = time.monotonic()
+        # those that start pin their memories first, before others' loading looks for one to evict
+        for job in plan.start:
+            self._start(job, now)
         for tenant, read in plan.wanted:
             self._wanted_at.setdefault(tenant, now)
             self.residency.prepare(tenant, read=read)
-        for job in plan.start:
-            self._start(job, now)
         if plan.idle:
             return False
         self._run(plan)
@@ -287,21 +288,28 @@ class Engine:
         assert memory is not None
         wanted = self._wanted_at.pop(job.tenant, now)
         if job.kind is Kind.UPDATE:
-            memory.pins += 1
-            message = self._pending_updates.pop(job.id)
-            run = UpdateRun(job, message, memory, digest(message), started=now, loaded=now - wanted)
-            self._runs[job.id] = run
-            self._observe("request_queue_time_seconds", now - job.arrival)
-            self.updates.begin(run)
-            return
-        read = self._reads[job.id]
+            self._start_update(job, memory, now, now - wanted)
+        else:
+            self._start_read(self._reads[job.id], memory, now, wanted)
+        self._observe("request_queue_time_seconds", now - job.arrival)
+
+    def _start_update(self, job: Job, memory: Memory, now: float, loading: float) -> None:
+        memory.pins += 1
+        message = self._pending_updates.pop(job.id)
+        run = UpdateRun(job, message, memory, digest(message), started=now, loaded=loading)
+        self._runs[job.id] = run
+        self.updates.begin(run)
+
+    def _start_read(self, read: _Read, memory: Memory, now: float, wanted: float) -> None:
         read.clock.started, read.clock.wanted = now, max(wanted, read.clock.arrival)
         view = self.arena.read(memory)
         message = read.message
-        pages, rows = self._rows.take(job.room)
-        tokens = list(message.tokens) if isinstance(message, Generate) else message.prompt + message.continuation
+        pages, rows = self._rows.take(read.job.room)
+        tokens = (
+            list(message.tokens) if isinstance(message, Generate) else message.prompt + message.continuation
+        )
         sequence = begin(
-            job.id,
+            read.job.id,
             memory,
             view,
             tokens,
@@ -323,7 +331,6 @@ class Engine:
         else:
             sequence.scored = len(message.continuation)
         read.sequence = sequence
-        self._observe("request_queue_time_seconds", now - job.arrival)
 
     def _run(self, plan: Plan) -> None:
         decode = [s for job in plan.decode if (s := self._reads[job.id].sequence) is not None]
@@ -421,9 +428,7 @@ class Engine:
     def _update_progress(self, run: UpdateRun) -> None:
         self._counters["update_blocks_total"] += 1
         self._counters["forgotten_tokens_total"] += self.backbone.config.num_tokens
-        self.outbox.append(
-            UpdateProgress(run.job.id, run.index, len(run.contexts), run.memory.version)
-        )
+        self.outbox.append(UpdateProgress(run.job.id, run.index, len(run.contexts), run.memory.version))
 
     def _update_finished(self, run: UpdateRun, replayed: list[BlockRecord] | None) -> None:
         """``replayed`` are the records of the same update done before, under its idempotency key."""

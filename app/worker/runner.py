@@ -175,7 +175,9 @@ class Runner:
                 and (last.rows.stop - last.rows.start) == count * last.pools
             ):
                 runs[-1] = PoolRun(
-                    slice(last.rows.start, row + count), slice(last.hot.start, hot + 1), slice(last.slots.start, slot + 1)
+                    slice(last.rows.start, row + count),
+                    slice(last.hot.start, hot + 1),
+                    slice(last.slots.start, slot + 1),
                 )
             else:
                 runs.append(PoolRun(slice(row, row + count), slice(hot, hot + 1), slice(slot, slot + 1)))

@@ -69,7 +69,9 @@ class Updates:
     def __init__(
         self,
         residency: Residency,
-        background: Callable[[str, Callable[[], object], Callable[[object, ServiceError | None], None]], None],
+        background: Callable[
+            [str, Callable[[], object], Callable[[object, ServiceError | None], None]], None
+        ],
         *,
         progress: Callable[[UpdateRun], None],
         finished: Callable[[UpdateRun, list[BlockRecord] | None], None],
@@ -158,7 +160,9 @@ class Updates:
         else:
             hidden = self.residency.backbone.first_block(hidden)
         if not bool(torch.isfinite(hidden).all()):
-            self._failed(run, ServiceError("the model produced numbers that are not finite; nothing was changed"))
+            self._failed(
+                run, ServiceError("the model produced numbers that are not finite; nothing was changed")
+            )
             return
         run.block = Block(hidden, forgotten)
         run.committing = True
