@@ -9,6 +9,7 @@ whose memory is resident is preferred within a bound, so that a cold one cannot 
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Protocol
 
 from app.errors import ServerBusy, TenantBusy
 from app.worker.jobs import Chunk, Job, Kind, Phase, Plan
+
+PREFETCH = 4
+"""Memories a plan asks to be brought at most: those of the tenants that are next."""
 
 
 @dataclass(frozen=True)
@@ -164,33 +168,38 @@ class Scheduler:
 
     def _admit(self, plan: Plan, memories: Memories) -> None:
         """Starts waiting jobs, least served tenant first, and names the memories that must be brought."""
+        running = sum(len(jobs) for jobs in self._running.values())
         blocked = float("inf")
-        refused: set[str] = set()
-        while True:
-            heads = [(t, j) for t in self._queues if t not in refused and (j := self._head(t)) is not None]
-            if not heads:
-                return
-
-            def order(item: tuple[str, Job]) -> tuple[float, float]:
-                tenant, job = item
-                near = memories.readable(tenant) if job.reads else memories.resident(tenant)
-                return self._served[tenant] - (self.prices.resident if near else 0.0), job.arrival
-
-            tenant, job = min(heads, key=order)
-            ready = memories.readable(tenant) if job.reads else memories.resident(tenant)
-            running = sum(len(jobs) for jobs in self._running.values())
-            if running >= self.limits.max_running or (self._served[tenant] > blocked and running):
-                return
-            if not ready:
-                plan.wanted.append((tenant, job.reads))
+        full = False
+        heads: list[tuple[float, float, str]] = []
+        for tenant in self._queues:
+            self._push(heads, tenant, memories)
+        while heads:
+            _, _, tenant = heapq.heappop(heads)
+            job = self._head(tenant)
+            assert job is not None
+            if not _ready(job, memories):
+                if len(plan.wanted) < PREFETCH:
+                    plan.wanted.append((tenant, job.reads))
                 # room for a tenant that waits is made by starting nothing for those served much more
                 blocked = min(blocked, self._served[tenant] + self.prices.resident)
-                refused.add(tenant)
                 continue
-            if self._rows_used + job.room > self.limits.cache_rows:
-                # nobody may overtake for rows, or a long prompt would wait for ever
-                return
+            full = full or running >= self.limits.max_running
+            # nobody may overtake for cache rows, or a long prompt would wait for ever
+            full = full or self._rows_used + job.room > self.limits.cache_rows
+            if full or (running and self._served[tenant] > blocked):
+                continue
             self._start(plan, job)
+            running += 1
+            if tenant in self._queues:
+                self._push(heads, tenant, memories)
+
+    def _push(self, heads: list[tuple[float, float, str]], tenant: str, memories: Memories) -> None:
+        """Adds the tenant's next job to the heap of candidates: least served first, residents preferred."""
+        job = self._head(tenant)
+        if job is not None:
+            bonus = self.prices.resident if _ready(job, memories) else 0.0
+            heapq.heappush(heads, (self._served[tenant] - bonus, job.arrival, tenant))
 
     def _head(self, tenant: str) -> Job | None:
         """The tenant's next job in order, if it may begin: nothing starts behind an unfinished update."""
@@ -220,3 +229,7 @@ class Scheduler:
             self._updating[job.tenant] = job
         job.phase = Phase.HELD if job.held_first else Phase.PREFILL
         plan.start.append(job)
+
+
+def _ready(job: Job, memories: Memories) -> bool:
+    return memories.readable(job.tenant) if job.reads else memories.resident(job.tenant)

@@ -1,0 +1,228 @@
+"""The scheduler's policy, with a virtual clock and memories that answer as they are told."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import ServerBusy, TenantBusy
+from app.worker.jobs import Job, Kind, Phase, Plan
+from app.worker.scheduler import Limits, Scheduler
+
+numbers = itertools.count()
+
+
+@dataclass
+class FakeMemories:
+    here: set[str] = field(default_factory=set)
+
+    def readable(self, tenant: str) -> bool:
+        return tenant in self.here
+
+    def resident(self, tenant: str) -> bool:
+        return tenant in self.here
+
+
+def generate(tenant: str, prompt: int = 10, room: int = 32, **rest: object) -> Job:
+    return Job(f"j{next(numbers)}", tenant, Kind.GENERATE, prompt, 0.0, room, prompt, **rest)  # type: ignore[arg-type]
+
+
+def update(tenant: str, length: int = 20, **rest: object) -> Job:
+    return Job(f"j{next(numbers)}", tenant, Kind.UPDATE, length, 0.0, 0, length, **rest)  # type: ignore[arg-type]
+
+
+def advance(plan: Plan) -> None:
+    """What the engine does after a step: prompts that are complete decode, contexts are held."""
+    for chunk in plan.chunks:
+        if chunk.job.remaining == 0:
+            chunk.job.phase = Phase.DECODE if chunk.job.kind is Kind.GENERATE else Phase.HELD
+
+
+ALL = FakeMemories({"a", "b", "c", "d"})
+
+
+def test_decode_comes_first_and_chunks_fill_the_budget() -> None:
+    scheduler = Scheduler(Limits(step_tokens=16))
+    first = generate("a", 5)
+    scheduler.submit(first)
+    advance(scheduler.plan(0, ALL))
+    long = generate("b", 100, room=128)
+    scheduler.submit(long)
+    plan = scheduler.plan(1, ALL)
+    assert plan.decode == [first]
+    assert [(c.job, c.start, c.count) for c in plan.chunks] == [(long, 0, 15)]
+    plan = scheduler.plan(2, ALL)
+    assert [(c.start, c.count) for c in plan.chunks] == [(15, 15)]
+
+
+def test_nothing_passes_an_update_of_its_tenant() -> None:
+    scheduler = Scheduler(Limits())
+    before, change, after, other = generate("a"), update("a"), generate("a"), generate("b")
+    for job in (before, change, after, other):
+        scheduler.submit(job)
+    plan = scheduler.plan(0, ALL)
+    assert set(plan.start) == {before, change, other}
+    advance(plan)
+    assert scheduler.plan(1, ALL).start == []
+    scheduler.finish(change)
+    assert scheduler.plan(2, ALL).start == [after]
+
+
+def test_updates_of_one_tenant_run_one_by_one() -> None:
+    scheduler = Scheduler(Limits())
+    first, second = update("a"), update("a")
+    scheduler.submit(first)
+    scheduler.submit(second)
+    assert scheduler.plan(0, ALL).start == [first]
+    scheduler.finish(first)
+    assert scheduler.plan(1, ALL).start == [second]
+
+
+def test_an_atomic_context_is_never_cut() -> None:
+    scheduler = Scheduler(Limits(step_tokens=16))
+    decoding = [generate("a", 2) for _ in range(10)]
+    for job in decoding:
+        scheduler.submit(job)
+    while any(j.phase is not Phase.DECODE for j in decoding):
+        advance(scheduler.plan(0, ALL))
+    whole = update("b", 12, atomic=True)
+    scheduler.submit(whole)
+    assert scheduler.plan(1, ALL).chunks == []
+    for job in decoding[:5]:
+        scheduler.finish(job)
+    assert scheduler.plan(2, ALL).chunks == []
+    scheduler.finish(decoding[5])
+    assert [c.count for c in scheduler.plan(3, ALL).chunks] == [12]
+
+
+def test_an_atomic_context_above_the_budget_still_runs_alone() -> None:
+    scheduler = Scheduler(Limits(step_tokens=8))
+    whole = update("a", 12, atomic=True)
+    scheduler.submit(whole)
+    assert [c.count for c in scheduler.plan(0, ALL).chunks] == [12]
+
+
+def test_the_least_served_tenant_goes_first() -> None:
+    scheduler = Scheduler(Limits(step_tokens=64, max_running=1))
+    heavy = [generate("a", 60) for _ in range(3)]
+    light = [generate("b", 5) for _ in range(3)]
+    for job in (*heavy, *light):
+        scheduler.submit(job)
+    order = []
+    while not scheduler.empty:
+        plan = scheduler.plan(0, ALL)
+        order += plan.start
+        for job in plan.start:
+            scheduler.finish(job)
+    assert order == [heavy[0], *light, *heavy[1:]]
+
+
+def test_idleness_earns_no_credit() -> None:
+    scheduler = Scheduler(Limits(step_tokens=1000))
+    busy = generate("a", 900, room=1000)
+    scheduler.submit(busy)
+    scheduler.plan(0, ALL)
+    scheduler.submit(generate("b", 1))
+    assert scheduler._served["b"] == scheduler._served["a"]
+
+
+def test_a_cold_tenant_cannot_be_starved_by_resident_ones() -> None:
+    """Residents that always have more to do must leave room in the end for one that has to be loaded."""
+    scheduler = Scheduler(Limits(step_tokens=64, max_running=2))
+    memories = FakeMemories({"a"})
+    scheduler.submit(generate("cold", 10))
+    for step in range(200):
+        if len(scheduler.of("a")) < 2:
+            scheduler.submit(generate("a", 60))
+        plan = scheduler.plan(step, memories)
+        advance(plan)
+        assert ("cold", True) in plan.wanted
+        for job in plan.decode:
+            scheduler.finish(job)
+        if not any(j.phase is not Phase.WAITING for j in scheduler.of("a")):
+            return  # the slot of "a" could be taken now
+    pytest.fail("the resident tenant never left room")
+
+
+def test_queues_are_bounded() -> None:
+    scheduler = Scheduler(Limits(queue_requests=3, queue_requests_tenant=2, queue_tokens=50))
+    scheduler.submit(generate("a"))
+    scheduler.submit(generate("a"))
+    with pytest.raises(TenantBusy):
+        scheduler.submit(generate("a"))
+    with pytest.raises(ServerBusy):
+        scheduler.submit(generate("b", 40))
+    scheduler.submit(generate("b", 10))
+    with pytest.raises(ServerBusy):
+        scheduler.submit(generate("c", 1))
+
+
+def test_priority_orders_reads_within_a_tenant_but_not_past_an_update() -> None:
+    scheduler = Scheduler(Limits(max_running=1))
+    low, high, change, highest = (
+        generate("a"), generate("a", priority=5), update("a"), generate("a", priority=9),
+    )  # fmt: skip
+    for job in (low, high, change, highest):
+        scheduler.submit(job)
+    order = []
+    for step in range(4):
+        (job,) = scheduler.plan(step, ALL).start
+        order.append(job)
+        scheduler.finish(job)
+    assert order == [high, low, change, highest]
+
+
+def test_expired_jobs_leave_wherever_they_are() -> None:
+    scheduler = Scheduler(Limits(max_running=1))
+    running, waiting = generate("a", deadline=5.0), generate("a", deadline=6.0)
+    scheduler.submit(running)
+    scheduler.submit(waiting)
+    assert scheduler.plan(0, ALL).expired == []
+    assert scheduler.plan(7, ALL).expired == [running, waiting]
+    assert scheduler.empty
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.booleans(), st.integers(1, 70)), max_size=25),
+    st.integers(0, 9),
+)
+def test_every_job_is_served_in_order_within_the_limits(
+    jobs: list[tuple[str, bool, int]], finish_after: int
+) -> None:
+    limits = Limits(step_tokens=20, max_running=3, cache_rows=100)
+    scheduler = Scheduler(limits)
+    memories = FakeMemories(set("ab"))
+    submitted: dict[str, list[Job]] = {}
+    for tenant, is_update, length in jobs:
+        job = update(tenant, length) if is_update else generate(tenant, length, room=length + 5)
+        submitted.setdefault(tenant, []).append(job)
+        scheduler.submit(job)
+    started: dict[str, list[Job]] = {}
+    age: dict[Job, int] = {}
+    for step in range(3000):
+        if scheduler.empty:
+            break
+        plan = scheduler.plan(step, memories)
+        for tenant, _ in plan.wanted:
+            memories.here = {tenant, next(iter(memories.here))}
+        for job in plan.start:
+            started.setdefault(job.tenant, []).append(job)
+        tokens = len(plan.decode) + sum(c.count for c in plan.chunks)
+        assert tokens <= limits.step_tokens
+        assert scheduler.counts["running"] <= limits.max_running
+        assert sum(j.room for t in "abcd" for j in scheduler.of(t) if j.phase is not Phase.WAITING) <= 100
+        advance(plan)
+        for tenant in "abcd":
+            for job in scheduler.of(tenant):
+                if job.phase in (Phase.DECODE, Phase.HELD):
+                    age[job] = age.get(job, 0) + 1
+                    if age[job] > finish_after:
+                        scheduler.finish(job)
+    assert scheduler.empty, "a job was starved"
+    assert started == submitted, "a tenant's jobs began out of order"
+    assert scheduler._rows_used == scheduler._waiting_tokens == 0
+    assert not scheduler._served
