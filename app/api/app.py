@@ -1,0 +1,57 @@
+"""The app factory: routes, error handlers and middleware around the workers it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import errors, generate, operations, score, tenants, update
+from app.api.answers import ErrorAnswer
+from app.api.middleware import BodyLimit, Requests
+from app.api.operations import NAME, installed_version
+from app.api.services import Services
+from app.api.worker import ClientGone, WorkerClient, Workers
+from app.settings import Settings
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "the body is empty or no JSON"},
+    404: {"model": ErrorAnswer, "description": "no such path or tenant"},
+    409: {"model": ErrorAnswer, "description": "in conflict with the state of the tenant"},
+    413: {"model": ErrorAnswer, "description": "the body is too large"},
+    415: {"model": ErrorAnswer, "description": "the content type is not application/json"},
+    422: {"model": ErrorAnswer, "description": "a field is wrong; param names it"},
+    429: {"model": ErrorAnswer, "description": "the tenant's queue is full"},
+    500: {"model": ErrorAnswer, "description": "an internal error"},
+    503: {"model": ErrorAnswer, "description": "starting, restarting, overloaded or shutting down"},
+    504: {"model": ErrorAnswer, "description": "the deadline has passed"},
+    507: {"model": ErrorAnswer, "description": "the store is full"},
+}
+
+
+def create_app(settings: Settings, worker: WorkerClient | Workers) -> FastAPI:
+    """The HTTP side of the server. It starts no process: who gives it ``worker`` looks after that."""
+    workers = worker if isinstance(worker, Workers) else Workers([worker])
+    metrics = workers.clients[0].metrics
+    app = FastAPI(
+        title=NAME,
+        version=installed_version(),
+        description="A model server whose users each have a memory of their own.",
+        redirect_slashes=False,
+        responses=_ERRORS,
+    )
+    app.state.services = Services(settings, workers, metrics)
+    for router in (update.router, generate.router, score.router, tenants.router, operations.router):
+        app.include_router(router)
+    errors.install(app)
+
+    async def client_gone(request: Request, error: Exception) -> Response:
+        # nobody reads it; the status is for the log
+        return Response(status_code=499)
+
+    app.add_exception_handler(ClientGone, client_gone)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Requests, metrics=metrics)
+    return app

@@ -1,0 +1,210 @@
+"""POST /generate: text from a prompt and the tenant's memory, at once or as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.answers import GenerateAnswer, GenerateChunk, Summary, TokenLogprob, TopToken, Usage, timings
+from app.api.body import JsonRoute
+from app.api.detokenize import Detokenizer, StopStrings
+from app.api.metrics import Metrics
+from app.api.prompts import prompt_tokens
+from app.api.schemas import GenerateBody
+from app.api.services import Use, note_tenant
+from app.api.streaming import COMMENT, DONE, EventStream, event, parts, watched
+from app.api.tokens import Tokenizer, need
+from app.api.worker import Part, Stream, WorkerClient, new_id
+from app.messages import Finished, Generate, ModelInfo, Sampling, Tokens
+from app.messages import TokenLogprob as WorkerLogprob
+from app.settings import Settings
+
+router = APIRouter(route_class=JsonRoute, tags=["generation"])
+
+
+@router.post(
+    "/generate",
+    response_model=GenerateAnswer,
+    response_model_exclude_none=True,
+    summary="Generate from a prompt and a tenant's memory",
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "the text (or its pieces as events)"}
+    },
+)
+async def generate(body: GenerateBody, request: Request, services: Use) -> Response | GenerateAnswer:
+    """The whole generation reads the one memory version it began with. A client that goes away ends it."""
+    note_tenant(request, body.tenant)
+    client = services.workers.of(body.tenant)
+    model = client.require()
+    if body.stops:
+        need(client.tokenizer, "stop")
+    tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, body.max_tokens)
+    message = Generate(
+        new_id(),
+        body.tenant,
+        tokens,
+        sampling(body, model),
+        deadline=deadline(body.timeout, services.settings),
+        priority=body.priority,
+    )
+    output = Output(client.tokenizer, body, services.metrics)
+    if body.stream:
+        return EventStream(_events(request, client, message, output, body))
+    deltas: list[Delta] = []
+    with client.open(message) as stream:
+        async with watched(request, stream):
+            while output.finished is None:
+                deltas.append(output.take(await stream.next(), stream))
+    return GenerateAnswer(
+        id=message.id,
+        tenant=message.tenant,
+        text="".join(delta.text for delta in deltas),
+        token_ids=[t for delta in deltas for t in delta.tokens] if body.return_token_ids else None,
+        logprobs=(
+            [item for delta in deltas for item in delta.logprobs or []] if body.logprobs is not None else None
+        ),
+        **dict(output.summary()),
+    )
+
+
+async def _events(
+    request: Request, client: WorkerClient, message: Generate, output: Output, body: GenerateBody
+) -> AsyncGenerator[bytes]:
+    with client.open(message) as stream:
+        async with watched(request, stream):
+            async for part in parts(stream):
+                if part is None:
+                    yield COMMENT
+                    continue
+                delta = output.take(part, stream)
+                chunk = GenerateChunk(
+                    text=delta.text,
+                    token_ids=delta.tokens if body.return_token_ids and delta.tokens else None,
+                    logprobs=delta.logprobs or None,
+                )
+                if output.finished is not None:
+                    summary = dict(output.summary())
+                    yield event(
+                        chunk.model_copy(update={"id": message.id, "tenant": message.tenant, **summary})
+                    )
+                elif delta.text or chunk.token_ids or chunk.logprobs:
+                    yield event(chunk)
+    yield DONE
+
+
+def sampling(body: GenerateBody, model: ModelInfo) -> Sampling:
+    """What the caller asked for; the checkpoint's own defaults for the rest."""
+    return Sampling(
+        max_tokens=body.max_tokens,
+        temperature=model.temperature if body.temperature is None else body.temperature,
+        top_p=model.top_p if body.top_p is None else body.top_p,
+        top_k=model.top_k if body.top_k is None else body.top_k,
+        min_p=0.0 if body.min_p is None else body.min_p,
+        repetition_penalty=(
+            model.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty
+        ),
+        seed=body.seed,
+        logprobs=body.logprobs,
+        stop_tokens=() if body.ignore_eos else model.stop_tokens,
+    )
+
+
+def deadline(timeout: float | None, settings: Settings) -> float:
+    """Unix time at which the worker gives up: the caller's wish, within what the server allows."""
+    return time.time() + min(timeout or settings.request_timeout, settings.request_timeout)
+
+
+@dataclass
+class Delta:
+    """What one message of the worker adds."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None
+
+
+class Output:
+    """Puts a generation together from the worker's messages, in the order they come."""
+
+    def __init__(self, tokenizer: Tokenizer | None, body: GenerateBody, metrics: Metrics) -> None:
+        self._tokenizer = tokenizer
+        self._body = body
+        self._metrics = metrics
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopStrings(body.stops)
+        self._count = 0
+        self._last = 0.0
+        self.memory_version = 0
+        self.finished: Finished | None = None
+
+    def take(self, part: Part, stream: Stream) -> Delta:
+        """What ``part`` adds. A stop string ends the text and cancels the rest of the generation."""
+        if isinstance(part, Finished):
+            return self._end(part)
+        assert isinstance(part, Tokens)
+        if part.memory_version is not None:
+            self.memory_version = part.memory_version
+        self._observe(len(part.tokens))
+        text: list[str] = []
+        taken = 0
+        # what the worker had made before it heard of the stop string is not part of the answer
+        tokens = [] if self._stops.found is not None else part.tokens
+        for token in tokens:
+            text.append(self._stops.push(self._detokenizer.push([token])))
+            taken += 1
+            if self._stops.found is not None:
+                stream.cancel()
+                break
+        self._count += taken
+        logprobs = None
+        if part.logprobs is not None and self._body.logprobs is not None:
+            logprobs = [
+                self._logprob(token, given)
+                for token, given in zip(part.tokens[:taken], part.logprobs, strict=False)
+            ]
+        return Delta("".join(text), part.tokens[:taken], logprobs)
+
+    def _end(self, part: Finished) -> Delta:
+        self.finished = part
+        self.memory_version = part.memory_version
+        if self._stops.found is not None:
+            return Delta("", [], None)
+        text = self._stops.push(self._detokenizer.end())
+        return Delta(text + self._stops.end(), [], None)
+
+    def summary(self) -> Summary:
+        """How it ended. Only after ``finished`` is set."""
+        assert self.finished is not None
+        stopped = self._stops.found is not None
+        completion = self._count if stopped else self.finished.completion_tokens
+        return Summary(
+            finish_reason="stop" if stopped else self.finished.reason,
+            stop_reason=self._stops.found,
+            usage=Usage(
+                prompt_tokens=self.finished.prompt_tokens,
+                completion_tokens=completion,
+                total_tokens=self.finished.prompt_tokens + completion,
+            ),
+            memory_version=self.memory_version,
+            timings=timings(self.finished.timings),
+        )
+
+    def _observe(self, tokens: int) -> None:
+        now = time.perf_counter()
+        if self._last:
+            self._metrics.inter_token.observe((now - self._last) / max(1, tokens))
+        self._last = now
+
+    def _logprob(self, token: int, given: WorkerLogprob) -> TokenLogprob:
+        return TokenLogprob(
+            token_id=token,
+            token=self._word(token),
+            logprob=given.logprob,
+            top=[TopToken(token_id=id, token=self._word(id), logprob=value) for id, value in given.top],
+        )
+
+    def _word(self, token: int) -> str:
+        return self._tokenizer.word(token) if self._tokenizer is not None else ""

@@ -1,0 +1,110 @@
+"""Prometheus metrics: the API's own, and what the worker's heartbeats bring. No label ever names a tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from app.messages import Stats
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+# the worker writes "name:value" where a number is kept per value of one label
+_LABELS = {
+    "memories": "tier",
+    "memory_loads_total": "tier",
+    "requests_finished_total": "reason",
+    "requests_failed_total": "code",
+}
+_MOST_HISTOGRAMS = 64
+
+
+class _WorkerNumbers(Collector):
+    """The last heartbeat as metrics. Counters go on where a dead worker's ended."""
+
+    def __init__(self) -> None:
+        self.gauges: dict[str, float] = {}
+        self.counters: dict[str, float] = {}
+        self.before: dict[str, float] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        totals = dict(self.before)
+        for name, value in self.counters.items():
+            totals[name] = totals.get(name, 0.0) + value
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for kind, numbers in ((GaugeMetricFamily, self.gauges), (CounterMetricFamily, totals)):
+            for key, value in sorted(numbers.items()):
+                name, _, label = key.partition(":")
+                if name not in families:
+                    labels = [_LABELS.get(name, "kind")] if label else []
+                    families[name] = kind(f"memoryllm_{name}", _words(name), labels=labels)
+                families[name].add_metric([label] if label else [], value)
+        yield from families.values()
+
+
+def _words(name: str) -> str:
+    return f"{name.replace('_', ' ')} (worker)"
+
+
+class Metrics:
+    """One registry per app, so that several apps can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._worker = _WorkerNumbers()
+        self.registry.register(self._worker)
+        self.requests = Counter(
+            "memoryllm_http_requests",
+            "HTTP requests by route, method and status",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "memoryllm_http_request_duration_seconds",
+            "seconds from the first byte of a request to the last of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.inter_token = Histogram(
+            "memoryllm_inter_token_latency_seconds",
+            "seconds between two tokens of a generation, as the API receives them",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.restarts = Counter(
+            "memoryllm_worker_restarts",
+            "worker processes started again after a death or a hang",
+            registry=self.registry,
+        )
+        self._observed: dict[str, Histogram] = {}
+
+    def worker_stats(self, stats: Stats) -> None:
+        self._worker.gauges = stats.gauges
+        self._worker.counters = stats.counters
+        for name, values in stats.observations.items():
+            histogram = self._histogram(name)
+            if histogram is not None:
+                for value in values:
+                    histogram.observe(value)
+
+    def _histogram(self, name: str) -> Histogram | None:
+        if name not in self._observed and len(self._observed) < _MOST_HISTOGRAMS:
+            self._observed[name] = Histogram(
+                f"memoryllm_{name}", _words(name), buckets=SECONDS, registry=self.registry
+            )
+        return self._observed.get(name)
+
+    def worker_gone(self) -> None:
+        """Keeps what the worker counted; its gauges no longer hold."""
+        for name, value in self._worker.counters.items():
+            self._worker.before[name] = self._worker.before.get(name, 0.0) + value
+        self._worker.counters = {}
+        self._worker.gauges = {}
+
+    def render(self) -> bytes:
+        """The registry in Prometheus' text format."""
+        return generate_latest(self.registry)

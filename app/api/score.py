@@ -1,0 +1,39 @@
+"""POST /score: how likely a given continuation is."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from app.api.answers import ScoreAnswer
+from app.api.body import JsonRoute
+from app.api.generate import deadline
+from app.api.prompts import scored_tokens
+from app.api.schemas import ScoreBody
+from app.api.services import Use, note_tenant
+from app.api.streaming import watched
+from app.api.worker import new_id
+from app.messages import Score, Scored
+
+router = APIRouter(route_class=JsonRoute, tags=["generation"])
+
+
+@router.post("/score", summary="Log-probabilities of a given continuation")
+async def score(body: ScoreBody, request: Request, services: Use) -> ScoreAnswer:
+    """Two strings are tokenised as one text where a token ends between them, else each by itself."""
+    note_tenant(request, body.tenant)
+    client = services.workers.of(body.tenant)
+    model = client.require()
+    prompt, continuation = await scored_tokens(model, client.tokenizer, body.prompt, body.continuation)
+    message = Score(new_id(), body.tenant, prompt, continuation, deadline=deadline(None, services.settings))
+    with client.open(message) as stream:
+        async with watched(request, stream):
+            part = await stream.next()
+    assert isinstance(part, Scored)
+    return ScoreAnswer(
+        tenant=body.tenant,
+        logprobs=part.logprobs,
+        greedy=[first == token for first, token in zip(part.greedy, continuation, strict=True)],
+        greedy_token_ids=part.greedy,
+        token_ids=continuation,
+        memory_version=part.memory_version,
+    )

@@ -1,0 +1,160 @@
+"""The server: uvicorn and the worker's supervisor in one loop, from the first socket to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import structlog
+import uvicorn
+
+from app.api import logs
+from app.api.app import create_app
+from app.api.supervisor import WORKER, Supervisor, WorkerCannotStart
+from app.api.worker import WorkerClient
+from app.settings import Settings
+
+log = structlog.get_logger("api")
+
+# connections that are still open after the drain are cut after this
+_LAST_SECONDS = 2.0
+_BACKLOG = 2048
+
+
+def run_server(settings: Settings, *, command: Sequence[str] = WORKER) -> int:
+    """Serves until SIGTERM or SIGINT and returns the exit code.
+
+    0: drained and ended; 1: could not listen, or the worker could not start (the reason is on standard error).
+    """
+    logs.configure(settings)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        print(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}",
+            file=sys.stderr,
+        )
+        return 1
+    with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(settings, listener, command))
+
+
+async def _serve(settings: Settings, listener: socket.socket, command: Sequence[str]) -> int:
+    client = WorkerClient()
+    supervisor = Supervisor(settings, client, command=command)
+    app = create_app(settings, client)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(_LAST_SECONDS),
+    )
+    server = _Server(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop_now() -> None:
+        if stop.is_set():
+            # asked twice: whoever asks does not want to wait
+            server.should_exit = server.force_exit = True
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop_now)
+    worker = asyncio.create_task(supervisor.run())
+    web = asyncio.create_task(server.serve(sockets=[listener]))
+    asked = asyncio.create_task(stop.wait())
+    announce(settings, listener)
+    try:
+        await asyncio.wait([worker, web, asked], return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            await _drain(client, worker, web, settings.drain_timeout)
+        server.should_exit = True
+        await web
+        return _exit_code(worker)
+    finally:
+        asked.cancel()
+        worker.cancel()
+        await asyncio.gather(worker, asked, return_exceptions=True)
+
+
+async def _drain(
+    client: WorkerClient, worker: asyncio.Task[None], web: asyncio.Task[None], seconds: float
+) -> None:
+    """New requests get 503 from here on; running ones have ``seconds`` to finish, then the worker ends."""
+    log.info("draining", open_requests=client.open_requests, seconds=seconds)
+    until = time.monotonic() + seconds
+    client.drain(seconds)
+    if client.model is None:
+        # a worker that is still loading has nothing to finish
+        return
+    left = max(0.0, until - time.monotonic())
+    await asyncio.wait([worker, web], timeout=left + _LAST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _exit_code(worker: asyncio.Task[None]) -> int:
+    if not worker.done():
+        return 0
+    error = worker.exception()
+    if error is None:
+        return 0
+    if not isinstance(error, WorkerCannotStart):
+        log.error("the supervisor failed", exc_info=error)
+    print(f"the worker could not start: {error}", file=sys.stderr, flush=True)
+    return 1
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the signals to us: uvicorn would stop listening before running requests are drained."""
+        yield
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, IPv4 or IPv6. Raises OSError if the address is taken or not ours."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def announce(settings: Settings, listener: socket.socket) -> None:
+    """One line with the address, port 0 resolved; and a warning where anyone on the network may come in."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"listening on http://{shown}:{port}", flush=True)
+    if not ipaddress.ip_address(host).is_loopback:
+        print(
+            f"warning: {settings.host} can be reached from the network, and there are no API keys: "
+            "anyone who reaches it can read and change every memory",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,33 @@
+"""What every endpoint needs, handed to it by FastAPI: the settings and the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.api.metrics import Metrics
+from app.api.worker import Workers
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    workers: Workers
+    metrics: Metrics
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+Use = Annotated[Services, Depends(_services)]
+
+
+def note_tenant(request: Request, tenant: str) -> None:
+    """For the request's log line, where only a mark of it is written."""
+    request.state.tenant = tenant

@@ -1,0 +1,185 @@
+"""/tenants: create, list, look, erase; what a memory holds, and what was put into it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import unquote
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from app.api.answers import (
+    ErasedAnswer,
+    HistoryAnswer,
+    HistoryEntry,
+    LayerMemory,
+    MemoryAnswer,
+    TenantAnswer,
+    TenantsAnswer,
+    VersionShare,
+)
+from app.api.body import JsonRoute
+from app.api.schemas import MAX_TENANT, TenantBody, check_tenant
+from app.api.services import Services, Use, note_tenant
+from app.api.worker import Question, new_id
+from app.errors import InvalidRequest
+from app.messages import (
+    CreateTenant,
+    Erased,
+    EraseTenant,
+    GetHistory,
+    GetMemory,
+    GetTenant,
+    History,
+    ListTenants,
+    MemoryView,
+    Reply,
+    TenantInfo,
+    TenantList,
+)
+
+router = APIRouter(route_class=JsonRoute, prefix="/tenants", tags=["tenants"])
+
+Body = TypeVar("Body", TenantInfo, TenantList, Erased, MemoryView, History)
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def _named(
+    request: Request, tenant: Annotated[str, Path(min_length=1, description="percent-encoded")]
+) -> str:
+    """The tenant in the path, which routing left encoded as it came."""
+    try:
+        name = check_tenant(unquote(tenant, errors="strict"))
+    except UnicodeDecodeError:
+        raise InvalidRequest("the tenant's id in the path is not UTF-8", param="tenant") from None
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="tenant") from None
+    note_tenant(request, name)
+    return name
+
+
+Named = Annotated[str, Depends(_named)]
+
+
+async def _ask(services: Services, tenant: str, question: Question, kind: type[Body]) -> Body:
+    part = await services.workers.of(tenant).ask(question)
+    assert isinstance(part, Reply)
+    assert isinstance(part.body, kind)
+    return part.body
+
+
+def _tenant(info: TenantInfo) -> TenantAnswer:
+    return TenantAnswer(
+        id=info.tenant,
+        seed=info.seed,
+        memory_version=info.memory_version,
+        created=info.created,
+        updated=info.updated,
+        bytes=info.bytes,
+        tier=info.tier,
+    )
+
+
+@router.post("", status_code=201, summary="Make a tenant, with a seed of its own if need be")
+async def create(body: TenantBody, request: Request, services: Use) -> TenantAnswer:
+    """Not needed before an update: tenants come into being on first use."""
+    note_tenant(request, body.id)
+    info = await _ask(services, body.id, CreateTenant(new_id(), body.id, body.seed), TenantInfo)
+    return _tenant(info)
+
+
+@router.get("", summary="A page of tenants, by name")
+async def page(
+    services: Use, limit: Limit = 100, after: Annotated[str, Query(max_length=MAX_TENANT)] = ""
+) -> TenantsAnswer:
+    if after:
+        try:
+            check_tenant(after)
+        except ValueError as error:
+            raise InvalidRequest(str(error), param="after") from None
+    listed = await _ask(services, "", ListTenants(new_id(), after, limit), TenantList)
+    return TenantsAnswer(tenants=listed.tenants, next=listed.next, total=listed.total)
+
+
+@router.get("/{tenant}", summary="Look at a tenant")
+async def look(tenant: Named, services: Use) -> TenantAnswer:
+    return _tenant(await _ask(services, tenant, GetTenant(new_id(), tenant), TenantInfo))
+
+
+@router.delete("/{tenant}", summary="Erase a tenant and its memory")
+async def erase(tenant: Named, services: Use) -> ErasedAnswer:
+    """Ends the tenant's open requests and removes it from the device, from the host's memory and from the store."""
+    erased = await _ask(services, tenant, EraseTenant(new_id(), tenant), Erased)
+    return ErasedAnswer(
+        id=erased.tenant,
+        memory_version=erased.memory_version,
+        blobs=erased.blobs,
+        bytes=erased.bytes,
+        cancelled=erased.cancelled,
+    )
+
+
+@router.get(
+    "/{tenant}/memory", response_model_exclude_none=True, summary="Which updates the memory still holds"
+)
+async def memory(
+    tenant: Named, services: Use, detail: Literal["summary", "ranks"] = "summary"
+) -> MemoryAnswer:
+    """Per layer, or once if all layers forget alike: how many memory tokens each update has left."""
+    view = await _ask(services, tenant, GetMemory(new_id(), tenant), MemoryView)
+    # an 8B model's view has 400,000 numbers
+    layers = await asyncio.to_thread(_layers, view)
+    return MemoryAnswer(
+        tenant=view.tenant,
+        memory_version=view.memory_version,
+        num_blocks=view.num_blocks,
+        num_tokens=view.num_tokens,
+        layers=layers,
+        born=view.born if detail == "ranks" else None,
+    )
+
+
+def _layers(view: MemoryView) -> list[LayerMemory]:
+    shared = len(view.born) == 1
+    return [
+        LayerMemory(
+            layer=None if shared else number,
+            versions=[
+                VersionShare(
+                    version=version,
+                    age=view.memory_version - version,
+                    tokens=count,
+                    share=count / len(born),
+                )
+                for version, count in sorted(Counter(born).items())
+            ],
+        )
+        for number, born in enumerate(view.born)
+    ]
+
+
+@router.get("/{tenant}/history", summary="The committed updates, newest first")
+async def history(
+    tenant: Named,
+    services: Use,
+    limit: Limit = 100,
+    before: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+) -> HistoryAnswer:
+    told = await _ask(services, tenant, GetHistory(new_id(), tenant, limit, before), History)
+    return HistoryAnswer(
+        tenant=told.tenant,
+        memory_version=told.memory_version,
+        updates=[
+            HistoryEntry(
+                memory_version=item.memory_version,
+                time=item.time,
+                tokens=item.tokens,
+                text=item.text,
+                idempotency_key=item.idempotency_key,
+                surviving_share=item.surviving_share,
+            )
+            for item in told.updates
+        ],
+        next=told.next,
+    )

@@ -1,0 +1,134 @@
+"""POST /update: takes a text into a tenant's memory, and answers when it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Request, Response
+
+from app.api import contexts
+from app.api.answers import UpdateAnswer, timings
+from app.api.body import JsonRoute
+from app.api.prompts import render
+from app.api.schemas import IdempotencyKey, UpdateBody
+from app.api.services import Use, note_tenant
+from app.api.streaming import COMMENT, EventStream, event, parts
+from app.api.tokens import INLINE_CHARS, Tokenizer, check_tokens, need
+from app.api.worker import WorkerClient, new_id
+from app.errors import InvalidRequest, TooManyTokens
+from app.messages import Context, ModelInfo, Update, Updated, UpdateProgress
+from app.settings import Settings
+
+router = APIRouter(route_class=JsonRoute, tags=["memory"])
+
+Short = Literal["none", "repeated"]
+
+
+@router.post(
+    "/update",
+    response_model=UpdateAnswer,
+    summary="Take a text into a tenant's memory",
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "durable (or the events until it is)"}
+    },
+)
+async def update(
+    body: UpdateBody,
+    request: Request,
+    services: Use,
+    idempotency_key: Annotated[IdempotencyKey | None, Header(alias="Idempotency-Key")] = None,
+) -> Response | UpdateAnswer:
+    """Answers once every block is durable and readable. A client that goes away does not stop it."""
+    note_tenant(request, body.tenant)
+    client = services.workers.of(body.tenant)
+    model = client.require()
+    key = _one_key(body.idempotency_key, idempotency_key)
+    cut, short = await _contexts(body, model, client.tokenizer, services.settings)
+    message = Update(new_id(), body.tenant, cut, key)
+    if body.stream:
+        return EventStream(_events(client, message, short))
+    part = await client.ask(message)
+    assert isinstance(part, Updated)
+    return _answer(body.tenant, part, short)
+
+
+async def _events(client: WorkerClient, message: Update, short: Short) -> AsyncGenerator[bytes]:
+    with client.open(message) as stream:
+        async for part in parts(stream):
+            if isinstance(part, UpdateProgress):
+                progress: dict[str, object] = {
+                    "done": part.done,
+                    "total": part.total,
+                    "memory_version": part.memory_version,
+                }
+                yield event(progress, "progress")
+            elif isinstance(part, Updated):
+                yield event(_answer(message.tenant, part, short), "done")
+            else:
+                yield COMMENT
+
+
+def _answer(tenant: str, part: Updated, short: Short) -> UpdateAnswer:
+    return UpdateAnswer(
+        tenant=tenant,
+        memory_version=part.memory_version,
+        blocks=part.blocks,
+        tokens=part.tokens,
+        surviving_share=part.surviving_share,
+        timings=timings(part.timings),
+        replayed=part.replayed,
+        short=short,
+    )
+
+
+def _one_key(in_body: str | None, in_header: str | None) -> str | None:
+    if in_body is not None and in_header is not None and in_body != in_header:
+        raise InvalidRequest(
+            "the Idempotency-Key header and idempotency_key in the body differ", param="idempotency_key"
+        )
+    return in_body if in_body is not None else in_header
+
+
+async def _contexts(
+    body: UpdateBody, model: ModelInfo, tokenizer: Tokenizer | None, settings: Settings
+) -> tuple[list[Context], Short]:
+    """Raises ContextTooShort, TooManyTokens, NoTokenizer, InvalidRequest."""
+    sizes = contexts.Sizes(model.min_context, model.max_context, model.num_tokens)
+    repeat = body.short == "repeat"
+    if isinstance(body.text, list):
+        check_tokens(body.text, model.vocab_size, "text")
+        if len(body.text) > settings.max_update_tokens:
+            raise TooManyTokens(
+                f"more than the {settings.max_update_tokens:,} tokens that are allowed", param="text"
+            )
+        if len(body.text) >= sizes.least:
+            return contexts.cut_tokens(body.text, sizes), "none"
+        if not repeat:
+            raise contexts.too_short(len(body.text), sizes, "text")
+        return [contexts.repeat_tokens(body.text, sizes)], "repeated"
+    param = "text" if body.messages is None else "messages"
+    known = need(tokenizer, param)
+    if body.messages is not None:
+        text = await render(known, body.messages, prompt=False)
+    else:
+        text = body.text or ""
+    cut = partial(_cut, text, sizes, known, settings.max_update_tokens, repeat, param)
+    return cut() if len(text) <= INLINE_CHARS else await asyncio.to_thread(cut)
+
+
+def _cut(
+    text: str, sizes: contexts.Sizes, tokenizer: Tokenizer, limit: int, repeat: bool, param: str
+) -> tuple[list[Context], Short]:
+    encode = partial(tokenizer.encode, limit=limit, param=param)
+    pieces = contexts.cut_text(text, sizes, encode)
+    tokens = pieces[0].tokens
+    if len(pieces) > 1 or len(tokens) >= sizes.least:
+        return pieces, "none"
+    if not tokens:
+        raise InvalidRequest("the text has no tokens", param=param)
+    if not repeat:
+        raise contexts.too_short(len(tokens), sizes, param)
+    return [contexts.repeat_text(text, tokens, sizes, tokenizer.encode)], "repeated"
