@@ -54,18 +54,22 @@ class Corpus:
     the vocabulary occurs in names and values; `texts` give contexts of running English."""
 
     def __init__(
-        self, tokenizer: Tokenizer, seed: int, min_tokens: int, words: Sequence[str] = (), texts: Sequence[str] = ()
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        min_tokens: int,
+        words: Sequence[str] = (),
+        texts: Sequence[str] = (),
     ) -> None:
         self.tokenizer, self.min_tokens, self.words, self.texts = tokenizer, min_tokens, words, texts
         self.rng = random.Random(seed)
         self.generator = FactGenerator(seed, held_out=False)
-        ids = {token: tokenizer.token_to_id(token) for token in (USER, ASSISTANT, END)}
-        self.user, self.assistant, self.end = ids[USER], ids[ASSISTANT], ids[END]
+        self.user, self.assistant, self.end = (self.encode(token)[0] for token in (USER, ASSISTANT, END))
         self._bit = {relation.name: 1 << index for index, relation in enumerate(RELATIONS)}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; every text starts as if after a space, so ids of sentences can be joined."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _name(self, relation: Relation) -> str | None:
         name = self.generator.name_for(relation)
@@ -80,7 +84,9 @@ class Corpus:
     def _claim(self, relation: Relation, name: str | None) -> Claim:
         claim = self.generator.claim(relation, name)
         if self.words and relation.kind in ("word", "company") and self.rng.random() < 0.12:
-            return Claim(relation, name, " ".join(self.rng.sample(list(self.words), self.rng.choice((1, 1, 2)))))
+            return Claim(
+                relation, name, " ".join(self.rng.sample(list(self.words), self.rng.choice((1, 1, 2))))
+            )
         return claim
 
     def claims(self, shape: GroupShape) -> list[list[Claim]]:
@@ -89,7 +95,9 @@ class Corpus:
         relations: Sequence[Relation] = RELATIONS
         colliding = rng.random() < shape.colliding
         if colliding:
-            relations = [r for r in rng.sample(RELATIONS, rng.randint(1, 3)) if r.subject != "none"] or [RELATIONS[0]]
+            relations = [r for r in rng.sample(RELATIONS, rng.randint(1, 3)) if r.subject != "none"] or [
+                RELATIONS[0]
+            ]
         used: set[tuple[str, str | None]] = set()
         names: list[str] = []
         group = []
@@ -186,12 +194,14 @@ def batch_contexts(contexts: Sequence[Sequence[int]], min_tokens: int) -> tuple[
     return torch.from_numpy(ids), torch.tensor([len(c) for c in contexts])
 
 
-def batch_rows(rows: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Left-align rows: ids and kinds, int64 [B, T]."""
+def batch_rows(
+    rows: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Left-align rows: ids and kinds, int64 [B, T], and lengths, int64 [B]."""
     width = -(-max(len(r) for r in rows) // 4) * 4
     both: NDArray[np.int64] = np.zeros((2, len(rows), width), dtype=np.int64)
     for index, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
         both[0, index, : len(row)] = row
         both[1, index, : len(kind)] = kind
     ids, labels = torch.from_numpy(both)
-    return ids, labels
+    return ids, labels, torch.tensor([len(r) for r in rows])

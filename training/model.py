@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.packing import Packing
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -51,15 +53,17 @@ class _RMSNorm(torch.autograd.Function):
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         normed = (x * scale).to(dtype)
         ctx.save_for_backward(normed, scale, weight)
-        return normed * weight.to(dtype)
+        scaled: Tensor = normed * weight.to(dtype)
+        return scaled
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         normed, scale, weight = ctx.saved_tensors
         grad_weight = (grad * normed).flatten(0, -2).sum(0, dtype=torch.float32)
         grad = grad * weight.to(grad.dtype)
         along = (grad * normed).mean(-1, keepdim=True, dtype=torch.float32)
-        return torch.addcmul(grad.float(), normed.float(), along, value=-1.0).mul_(scale), grad_weight, None, None
+        grad_x: Tensor = torch.addcmul(grad.float(), normed.float(), along, value=-1.0).mul_(scale)
+        return grad_x, grad_weight, None, None
 
 
 def rope_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -80,8 +84,7 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 class LayerWeights:
     """One layer's weights in the compute dtype; norms stay fp32."""
 
-    query: Tensor
-    key_value: Tensor
+    query_key_value: Tensor
     output: Tensor
     gate_up: Tensor
     down: Tensor
@@ -105,7 +108,10 @@ class MemoryModel(nn.Module):
         self.o_proj = matrix(d, d, 0.4)
         self.gate_proj, self.up_proj = matrix(ff, d, 0.8), matrix(ff, d, 0.8)
         self.down_proj = matrix(d, ff, 0.4)
-        self.input_norm, self.post_norm = nn.Parameter(torch.ones(layers, d)), nn.Parameter(torch.ones(layers, d))
+        self.input_norm, self.post_norm = (
+            nn.Parameter(torch.ones(layers, d)),
+            nn.Parameter(torch.ones(layers, d)),
+        )
         self.norm = nn.Parameter(torch.ones(d))
         self.embedding = nn.Parameter(torch.randn(config.vocab_size, d) * 0.05)
         self.bos_embedding = nn.Parameter(torch.randn(layers, 1, d) * 0.02)
@@ -116,8 +122,7 @@ class MemoryModel(nn.Module):
         """Cast and unstack the weights once; both passes of a training step share them."""
         to = self.dtype
         stacks = (
-            self.q_proj.to(to).unbind(0),
-            torch.cat([self.k_proj, self.v_proj], 1).to(to).unbind(0),
+            torch.cat([self.q_proj, self.k_proj, self.v_proj], 1).to(to).unbind(0),
             self.o_proj.to(to).unbind(0),
             torch.cat([self.gate_proj, self.up_proj], 1).to(to).unbind(0),
             self.down_proj.to(to).unbind(0),
@@ -128,7 +133,11 @@ class MemoryModel(nn.Module):
         return [LayerWeights(*tensors) for tensors in zip(*stacks, strict=True)]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, weight, self.config.rms_norm_eps, self.dtype)  # type: ignore[no-any-return]
+        normed: Tensor = _RMSNorm.apply(x, weight, self.config.rms_norm_eps, self.dtype)  # type: ignore[no-untyped-call]
+        return normed
+
+    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rope_tables(positions, self.config.head_size, self.config.rope_theta, self.dtype)
 
     def _mlp(self, h: Tensor, layer: LayerWeights) -> Tensor:
         gate, up = F.linear(self._norm(h, layer.post_norm), layer.gate_up).chunk(2, -1)
@@ -138,7 +147,9 @@ class MemoryModel(nn.Module):
         """Final norm and tied head: hidden [..., d] → fp32 logits [..., vocab]."""
         return F.linear(self._norm(hidden, self.norm), self.embedding.to(self.dtype)).float()
 
-    def write(self, ids: Tensor, lengths: Tensor, tail: Tensor, layers: list[LayerWeights] | None = None) -> Tensor:
+    def write(
+        self, ids: Tensor, lengths: Tensor, tail: Tensor, layers: list[LayerWeights] | None = None
+    ) -> Tensor:
         """Self-update of B contexts.
 
         ids: int64 [B, Q], each context right-aligned, Q >= num_tokens. lengths: int64 [B]. tail: [L, B, K, d], the
@@ -153,75 +164,103 @@ class MemoryModel(nn.Module):
         layers = layers or self.layer_weights()
         row = torch.arange(rows)
         offset = row[None] - (rows - lengths[:, None])  # place in the context, negative before it
-        in_context = offset >= 0
         alive = row[None] >= rows - lengths.clamp(min=k_tokens)[:, None]
-        short = bool((lengths < k_tokens).any())
-        tail_row = (offset + k_tokens).clamp(0, k_tokens - 1)[..., None].expand(-1, -1, d)
-        tail_alive = torch.arange(k_tokens)[None] < lengths[:, None]
-
-        before = rope_tables(torch.arange(1 + k_tokens), size, config.rope_theta, self.dtype)
-        here = rope_tables(1 + k_tokens + offset, size, config.rope_theta, self.dtype)
-        tables = tuple(
-            torch.cat([a.expand(batch, -1, -1), b], 1)[:, None] for a, b in zip(before, here, strict=True)
+        packing = Packing(alive)
+        offset = offset.flatten()[packing.taken]
+        refilled = (offset < 0).nonzero()[:, 0]
+        refill_from = (
+            (torch.arange(batch)[:, None] * k_tokens + k_tokens).expand(-1, rows).flatten()[packing.taken]
         )
-        query_tables = tuple(table[:, :, 1 + k_tokens :] * size**-0.5 for table in tables)
+        refill_from = (refill_from + offset)[refilled]
+        is_new = (row >= rows - k_tokens).expand(batch, -1).flatten()[packing.taken]
+        newest = Packing(is_new)
+
+        tail_tables = self._tables(torch.arange(1 + k_tokens)[:, None])
+        tables = self._tables(1 + k_tokens + offset[:, None])
         causal = (row[None] <= row[:, None])[None] & alive[:, None]
-        fixed = torch.cat([torch.ones(batch, 1, dtype=torch.bool), tail_alive], 1)[:, None].expand(-1, rows, -1)
-        mask = torch.cat([fixed, causal], 2)[:, None]
+        tail_alive = torch.arange(-1, k_tokens)[None] < lengths[:, None]
+        mask = torch.cat([tail_alive[:, None].expand(-1, rows, -1), causal], 2)[:, None]
         bias = torch.zeros(mask.shape, dtype=self.dtype).masked_fill_(~mask, -1e9)
 
-        h = F.embedding(ids, self.embedding)
-        marker = F.pad(self.new_memory_positional_emb.expand(1, k_tokens, d), (0, 0, rows - k_tokens, 0))
+        h = F.embedding(ids.flatten()[packing.taken], self.embedding)
+        marker = is_new[:, None] * self.new_memory_positional_emb[0]
         blocks = []
         for index, layer in enumerate(layers):
-            if short:
-                h = torch.where(in_context[..., None], h, tail[index].gather(1, tail_row))
+            if len(refilled):
+                h = h.index_copy(0, refilled, tail[index].reshape(-1, d)[refill_from])
             h = h + marker
-            x = self._norm(torch.cat([layer.bos[None].expand(batch, 1, d), tail[index], h], 1), layer.input_norm)
-            q = F.linear(x[:, 1 + k_tokens :], layer.query).view(batch, rows, heads, size).transpose(1, 2)
-            keys_values = F.linear(x, layer.key_value).view(batch, -1, 2, heads, size).permute(2, 0, 3, 1, 4)
-            q, k = rotate(q, query_tables), rotate(keys_values[0], tables)  # type: ignore[arg-type]
-            weights = (q @ k.transpose(-1, -2) + bias).softmax(-1)
-            out = (weights @ keys_values[1]).transpose(1, 2).reshape(batch, rows, d)
+            before = torch.cat([layer.bos[None].expand(batch, 1, d), tail[index]], 1)
+            before = F.linear(self._norm(before, layer.input_norm), layer.query_key_value[d:])
+            before_k, before_v = before.view(batch, 1 + k_tokens, 2, heads, size).unbind(2)
+            own = F.linear(self._norm(h, layer.input_norm), layer.query_key_value).view(-1, 3, heads, size)
+            own = torch.stack(
+                [rotate(own[:, 0], tables) * size**-0.5, rotate(own[:, 1], tables), own[:, 2]], 1
+            )
+            q, k, v = packing.pad(own.flatten(1)).view(batch, rows, 3, heads, size).unbind(2)
+            k = torch.cat([rotate(before_k, tail_tables), k], 1).permute(0, 2, 3, 1)
+            v = torch.cat([before_v, v], 1).transpose(1, 2)
+            out = (q.transpose(1, 2) @ k + bias).softmax(-1) @ v
+            out = packing.take(out.transpose(1, 2).reshape(batch * rows, d))
             h = self._mlp(h + F.linear(out, layer.output), layer)
-            blocks.append(h[:, -k_tokens:])
+            blocks.append(newest.take(h).view(batch, k_tokens, d))
         return torch.stack(blocks)
 
-    def read(self, ids: Tensor, pool: Tensor, layers: list[LayerWeights] | None = None) -> Tensor:
+    def project(self, pool: Tensor, layers: list[LayerWeights] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Keys (rotated to their ranks) [G, H, size, 1 + M] and values [G, H, 1 + M, size] of bos and pool, by layer.
+
+        pool: [L, G, M, d], the newest M <= N ranks.
+        """
+        config = self.config
+        groups, newest, d = pool.shape[1:]
+        ranks = torch.arange(config.pool_size - newest, config.pool_size)
+        tables = self._tables(torch.cat([torch.zeros(1), 1 + ranks])[:, None])
+        projected = []
+        for index, layer in enumerate(layers or self.layer_weights()):
+            seen = torch.cat([layer.bos[None].expand(groups, 1, d), pool[index]], 1)
+            seen = F.linear(self._norm(seen, layer.input_norm), layer.query_key_value[d:])
+            k, v = seen.view(groups, 1 + newest, 2, config.num_heads, config.head_size).unbind(2)
+            projected.append((rotate(k, tables).permute(0, 2, 3, 1), v.transpose(1, 2)))
+        return projected
+
+    def read(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        memory: list[tuple[Tensor, Tensor]],
+        layers: list[LayerWeights] | None = None,
+    ) -> Tensor:
         """Decode R rows of tokens against each of G pools.
 
-        ids: int64 [G, R, T]. pool: [L, G, M, d], the newest M <= N ranks. Returns hidden states [G, R, T, d].
+        ids: int64 [G, R, T], left-aligned. lengths: int64 [G, R]. memory: what `project` made of the pools.
+        Returns the hidden states of the rows' real tokens one row after the other, [sum(lengths), d].
         """
         config = self.config
         groups, rows, length = ids.shape
-        newest = pool.shape[2]
         heads, size, d = config.num_heads, config.head_size, config.hidden_size
         layers = layers or self.layer_weights()
-        ranks = torch.arange(config.pool_size - newest, config.pool_size)
-        pool_tables = rope_tables(torch.cat([torch.zeros(1), 1 + ranks]), size, config.rope_theta, self.dtype)
-        token_tables = rope_tables(
-            config.pool_size + 1 + torch.arange(length), size, config.rope_theta, self.dtype
+        place = torch.arange(length)
+        packing = Packing(place < lengths[..., None])
+        tables = self._tables(
+            config.pool_size + 1 + place.expand(ids.shape).flatten()[packing.taken][:, None]
         )
-        query_tables = (token_tables[0] * size**-0.5, token_tables[1] * size**-0.5)
         bias = torch.full((length, length), -1e9, dtype=self.dtype).triu(1)
 
-        h = F.embedding(ids, self.embedding)
-        for index, layer in enumerate(layers):
-            seen = torch.cat([layer.bos[None].expand(groups, 1, d), pool[index]], 1)
-            memory = F.linear(self._norm(seen, layer.input_norm), layer.key_value)
-            memory_k, memory_v = memory.view(groups, 1 + newest, 2, heads, size).permute(2, 0, 3, 1, 4)
-            x = self._norm(h, layer.input_norm)
-            q = F.linear(x, layer.query).view(groups, rows, length, heads, size).permute(0, 3, 1, 2, 4)
-            own = F.linear(x, layer.key_value).view(groups, rows, length, 2, heads, size).permute(3, 0, 4, 1, 2, 5)
-            q, own_k = rotate(q, query_tables), rotate(own[0], token_tables)
-            memory_k = rotate(memory_k, pool_tables)
-            flat_q = q.reshape(groups, heads, rows * length, size)
-            to_memory = (flat_q @ memory_k.transpose(-1, -2)).view(groups, heads, rows, length, -1)
-            scores = torch.cat([to_memory, q @ own_k.transpose(-1, -2) + bias], -1).softmax(-1)
-            from_memory = scores[..., : 1 + newest].reshape(groups, heads, rows * length, -1) @ memory_v
-            out = from_memory.view(groups, heads, rows, length, size) + scores[..., 1 + newest :] @ own[1]
-            h = h + F.linear(out.permute(0, 2, 3, 1, 4).reshape(groups, rows, length, d), layer.output)
-            h = self._mlp(h, layer)
+        h = F.embedding(ids.flatten()[packing.taken], self.embedding)
+        for layer, (memory_k, memory_v) in zip(layers, memory, strict=True):
+            newest = memory_v.shape[2]
+            own = F.linear(self._norm(h, layer.input_norm), layer.query_key_value).view(-1, 3, heads, size)
+            own = torch.stack(
+                [rotate(own[:, 0], tables) * size**-0.5, rotate(own[:, 1], tables), own[:, 2]], 1
+            )
+            padded = packing.pad(own.flatten(1)).view(groups, rows, length, 3, heads, size)
+            q, k, v = padded.permute(3, 0, 4, 1, 2, 5)
+            to_memory = q.reshape(groups, heads, rows * length, size) @ memory_k
+            to_own = q @ k.transpose(-1, -2) + bias
+            scores = torch.cat([to_memory.view(groups, heads, rows, length, -1), to_own], -1).softmax(-1)
+            from_memory = scores[..., :newest].reshape(groups, heads, rows * length, newest) @ memory_v
+            out = from_memory.view(groups, heads, rows, length, size) + scores[..., newest:] @ v
+            out = packing.take(out.permute(0, 2, 3, 1, 4).reshape(-1, d))
+            h = self._mlp(h + F.linear(out, layer.output), layer)
         return h
 
     def initial_pool(self, groups: int) -> Tensor:

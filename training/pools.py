@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 
 def simulate(
-    rng: np.random.Generator, pools: int, order: Sequence[Sequence[int]], initial_block: int, num_blocks: int, num_tokens: int
+    rng: np.random.Generator,
+    pools: int,
+    order: Sequence[Sequence[int]],
+    initial_block: int,
+    num_blocks: int,
+    num_tokens: int,
 ) -> NDArray[np.int64]:
     """Inject blocks into `pools` pools, dropping `num_tokens` random ranks of N before each.
 

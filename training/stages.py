@@ -25,11 +25,13 @@ class Stage:
 def curriculum(batch: int) -> tuple[Stage, ...]:
     """The stages for `batch` contexts a step and process."""
 
-    def mix(share: float, contexts: int, window: int, stale: int, **shape: float) -> tuple[float, int, GroupShape, int, int]:
+    def mix(
+        share: float, contexts: int, window: int, stale: int, **shape: float
+    ) -> tuple[float, int, GroupShape, int, int]:
         return share, batch // contexts, GroupShape(contexts, **shape), window, stale  # type: ignore[arg-type]
 
     return (
-        Stage("own block", 0.80, (mix(1.0, 1, 1, 0),)),
+        Stage("own block", 0.72, (mix(1.0, 1, 1, 0),)),
         Stage("two in four", 0.90, (mix(1.0, 2, 4, 0, colliding=1.0),)),
         Stage("four in eight", 0.90, (mix(0.8, 4, 8, 2, colliding=0.7), mix(0.2, 2, 16, 2, colliding=1.0))),
         Stage(

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from training.corpus import ANSWER, TEXT, Corpus, Example, batch_contexts, batch_rows
 from training.model import MemoryModel, ModelConfig
@@ -52,7 +53,9 @@ class Trainer:
         torch.manual_seed(seed)
         self.rng, self.numpy_rng = random.Random(seed), np.random.default_rng(seed)
         lines = list(running_text(arguments.text)) if arguments.text else []
-        words = sorted({w for line in lines for w in line.split() if w.isalpha() and w.istitle() and 3 < len(w) < 11})
+        words = sorted(
+            {w for line in lines for w in line.split() if w.isalpha() and w.istitle() and 3 < len(w) < 11}
+        )
         texts = [line for line in lines if len(line) > 200]
         self.corpus = Corpus(tokenizer, seed, config.num_tokens, words, texts)
         self.stages = curriculum(arguments.batch)
@@ -131,14 +134,18 @@ class Trainer:
         groups = [self.corpus.group(shape) for _ in range(count)]
         examples = [example for group in groups for example in group]
         ids, lengths = batch_contexts([e.context for e in examples], self.model.config.num_tokens)
-        rows, kinds = batch_rows([e.row for e in examples], [e.kinds for e in examples])
+        rows, kinds, row_lengths = batch_rows([e.row for e in examples], [e.kinds for e in examples])
         layers = self.model.layer_weights()
         new = self.model.write(ids, lengths, self._tails(len(examples)), layers)
         pool = self._pools(new, groups, window, stale)
-        hidden = self.model.read(rows.view(count, len(groups[0]), -1), pool, layers).view(len(examples), rows.shape[1], -1)
+        own = len(groups[0])
+        hidden = self.model.read(
+            rows.view(count, own, -1), row_lengths.view(count, own), self.model.project(pool, layers), layers
+        )
         target, kind = rows[:, 1:], kinds[:, 1:]
         chosen = kind > 0
-        logits = self.model.logits(hidden[:, :-1][chosen])
+        real = torch.arange(rows.shape[1]) < row_lengths[:, None]
+        logits = self.model.logits(hidden[F.pad(chosen, (0, 1))[real]])
         losses = F.cross_entropy(logits, target[chosen], reduction="none")
         answered = kind[chosen] == ANSWER
         answer_loss = losses[answered].mean()
@@ -174,14 +181,16 @@ class Trainer:
         numbers = flat[-len(numbers) :].tolist()
         flat = flat[: -len(numbers)]
         flat *= 1.0 / max(1.0, float(flat.norm()))
-        pieces = flat.split([p.numel() for p in named.values()])
+        pieces = torch.split(flat, [p.numel() for p in named.values()])
         return {n: piece.view_as(p) for (n, p), piece in zip(named.items(), pieces, strict=True)}, numbers
 
     def rate(self) -> float:
         """Learning-rate factor: a short warm-up, constant, then linear decay over the last part of the time."""
         left = 1 - self.minutes / self.arguments.minutes
         decay = self.arguments.decay
-        return min(1.0, (self.step + 1) / 200) * (1.0 if left > decay else 0.03 + 0.97 * max(0.0, left) / decay)
+        return min(1.0, (self.step + 1) / 150) * (
+            1.0 if left > decay else 0.03 + 0.97 * max(0.0, left) / decay
+        )
 
     def run(self) -> None:
         """Train until the time is spent."""
@@ -193,7 +202,9 @@ class Trainer:
         while self.minutes < arguments.minutes:
             loss, answer_loss, exact = self.loss()
             minutes = before + (time.time() - begin) / 60
-            gradients, (self.minutes, answer_loss, exact) = self.gradients(loss, [minutes, answer_loss, exact])
+            gradients, (self.minutes, answer_loss, exact) = self.gradients(
+                loss, [minutes, answer_loss, exact]
+            )
             factor = self.rate()
             self.optimizer.step(gradients, arguments.rate * factor, arguments.muon_rate * factor)
             self.step += 1
@@ -221,7 +232,10 @@ class Trainer:
                 saved = time.time()
         if master:
             self.save()
-            print(f"done after {self.step} steps, {self.step * arguments.batch * self.world} contexts", flush=True)
+            print(
+                f"done after {self.step} steps, {self.step * arguments.batch * self.world} contexts",
+                flush=True,
+            )
 
 
 def work(rank: int, arguments: argparse.Namespace) -> None:
@@ -243,8 +257,8 @@ def main() -> None:
     add("--batch", type=int, default=48, help="contexts a step and process")
     add("--processes", type=int, default=2)
     add("--port", type=int, default=29533)
-    add("--rate", type=float, default=2e-3)
-    add("--muon-rate", type=float, default=2e-3)
+    add("--rate", type=float, default=3e-3)
+    add("--muon-rate", type=float, default=4e-3)
     add("--adamw", action="store_true", help="AdamW for the matrices too")
     add("--question-weight", type=float, default=0.2)
     add("--decay", type=float, default=0.3, help="share of the time the learning rate decays over")
@@ -256,7 +270,10 @@ def main() -> None:
     if arguments.processes == 1:
         work(0, arguments)
     else:
-        torch.multiprocessing.spawn(work, (arguments,), nprocs=arguments.processes)
+        # Fresh pages from the kernel for every large tensor cost a tenth of the time: let glibc keep its memory.
+        os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        spawn(work, (arguments,), nprocs=arguments.processes)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
