@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import structlog
-import torch
 
 from app.errors import ServiceError
 from app.messages import Fatal, Ready
@@ -45,7 +44,6 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     background = Background()
     loop = Loop(endpoint, background)
     try:

@@ -13,7 +13,7 @@ from app.memory.residency import Residency, Submit
 from app.messages import ModelInfo
 from app.model.backbone import Backbone
 from app.model.checkpoint import load_weights, resolve
-from app.model.config import read_config, read_generation_defaults
+from app.model.config import ModelConfig, read_config, read_generation_defaults
 from app.settings import Settings
 from app.store.base import Store
 from app.worker.engine import Engine
@@ -21,6 +21,7 @@ from app.worker.scheduler import Limits
 
 _SPARE_COPIES = 8
 _MOST_SLOTS = 4096
+_SHARED_ABOVE = 512
 
 
 class CannotStart(ValueError):
@@ -46,6 +47,17 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+
+
+def pick_threads(wanted: int, config: ModelConfig) -> int:
+    """CPU threads: those asked for; else all cores, but one where matrices are too small to share.
+
+    Below a hidden size of 512 handing work to a second thread costs more than it saves, the more so on
+    cores that have other work too.
+    """
+    if wanted:
+        return wanted
+    return 1 if config.hidden_size < _SHARED_ABOVE else len(os.sched_getaffinity(0))
 
 
 def free_memory(device: torch.device) -> int:
@@ -74,6 +86,7 @@ def build(settings: Settings, store: Store, submit: Submit) -> Built:
     dtype = pick_dtype(settings.dtype, device)
     config = read_config(directory)
     defaults = read_generation_defaults(directory)
+    torch.set_num_threads(pick_threads(settings.threads, config))
     weights, fingerprint = load_weights(directory, config, dtype=dtype, device=device)
     backbone = Backbone(config, weights, settings.max_sequence)
     slots, hot = slot_counts(backbone, settings.resident_bytes)
