@@ -23,6 +23,16 @@ from training.words import FIRST_NAMES
 
 NO_LOSS, TEXT, ANSWER = 0, 1, 2
 MAX_CONTEXT = 64
+LEAD_INS = (
+    "Please remember: ",
+    "Note: ",
+    "By the way, ",
+    "I heard that ",
+    "Remember that ",
+    "Did you know? ",
+)
+LEAD_IN_SHARE = CARELESS_SHARE = 0.08
+CHAT_SHARE = 0.06  # contexts written as a chat message
 
 
 @dataclass(frozen=True)
@@ -138,14 +148,35 @@ class Corpus:
         if unfinished is not None:
             asked = prefix + self.encode(unfinished)
         elif draw < 0.6:
-            asked = [self.user, *prefix, *self.encode(claim.question(rng)), self.assistant]
+            asked = [self.user, *prefix, *self.encode(self._question(claim)), self.assistant]
         else:
-            asked = prefix + self.encode(claim.question(rng))
+            asked = prefix + self.encode(self._question(claim))
         row += asked + answer
         kinds += [TEXT] * len(asked) + [ANSWER] * len(answer)
 
+    def _statement(self, claim: Claim) -> str:
+        """A statement, now and then with the lead-in a person would type."""
+        text = claim.statement(self.rng)
+        if self.rng.random() < LEAD_IN_SHARE:
+            lead = self.rng.choice(LEAD_INS)
+            # A name keeps its capital; only the first words of our own wordings lose it.
+            plain = not text.startswith(("I ", claim.name or "I "))
+            return lead + (text[0].lower() + text[1:] if plain and not text.startswith(claim.value) else text)
+        return text
+
+    def _question(self, claim: Claim) -> str:
+        """A question, now and then typed carelessly."""
+        text = claim.question(self.rng)
+        if self.rng.random() < CARELESS_SHARE:
+            text = text[0].lower() + text[1:] if self.rng.random() < 0.5 else text.rstrip("?.")
+        return text
+
     def _context(self, claims: Sequence[Claim]) -> list[int]:
-        ids = [i for claim in claims for i in self.encode(claim.statement(self.rng))]
+        ids = [i for claim in claims for i in self.encode(self._statement(claim))]
+        if self.rng.random() < CHAT_SHARE:
+            return ([self.user, *ids] + self.encode(f"{ASSISTANT}Okay.{END}") * (self.rng.random() < 0.5))[
+                :MAX_CONTEXT
+            ]
         if len(ids) < self.min_tokens and self.rng.random() < 0.4:
             ids = ids * -(-self.min_tokens // len(ids))
         return ids[:MAX_CONTEXT]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.packing import Packing
+from training.packing import Packing, place
 
 
 @dataclass(frozen=True)
@@ -205,19 +205,26 @@ class MemoryModel(nn.Module):
             blocks.append(newest.take(h).view(batch, k_tokens, d))
         return torch.stack(blocks)
 
-    def project(self, pool: Tensor, layers: list[LayerWeights] | None = None) -> list[tuple[Tensor, Tensor]]:
+    def project(
+        self, pool: Tensor, layers: list[LayerWeights] | None = None, ranks: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Keys (rotated to their ranks) [G, H, size, 1 + M] and values [G, H, 1 + M, size] of bos and pool, by layer.
 
-        pool: [L, G, M, d], the newest M <= N ranks.
+        pool: [L, G, M, d], the newest M <= N ranks. Or, with ranks int64 [L, G, M], a bank of blocks [L, G, C, d]:
+        rank i of the pool then holds the bank's row ranks[.., i]. Each row is projected once, however often the
+        initial block, the last K rows of the bank, is repeated.
         """
         config = self.config
-        groups, newest, d = pool.shape[1:]
-        ranks = torch.arange(config.pool_size - newest, config.pool_size)
-        tables = self._tables(torch.cat([torch.zeros(1), 1 + ranks])[:, None])
+        groups, rows, d = pool.shape[1:]
+        newest = rows if ranks is None else ranks.shape[2]
+        positions = torch.arange(config.pool_size - newest, config.pool_size) + 1
+        tables = self._tables(torch.cat([torch.zeros(1), positions])[:, None])
         projected = []
         for index, layer in enumerate(layers or self.layer_weights()):
             seen = torch.cat([layer.bos[None].expand(groups, 1, d), pool[index]], 1)
             seen = F.linear(self._norm(seen, layer.input_norm), layer.query_key_value[d:])
+            if ranks is not None:
+                seen = place(seen, F.pad(ranks[index] + 1, (1, 0)), config.num_tokens)
             k, v = seen.view(groups, 1 + newest, 2, config.num_heads, config.head_size).unbind(2)
             projected.append((rotate(k, tables).permute(0, 2, 3, 1), v.transpose(1, 2)))
         return projected

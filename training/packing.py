@@ -54,3 +54,36 @@ class Packing:
         """[m, …] → [n, …]."""
         packed: Tensor = _Take.apply(x, self.taken)  # type: ignore[no-untyped-call]
         return packed
+
+
+class _Place(torch.autograd.Function):
+    """Rows of a bank to ranks. The last `repeated` rows may be placed often, every other row at most once."""
+
+    @staticmethod
+    def forward(ctx: Any, bank: Tensor, ranks: Tensor, repeated: int) -> Tensor:
+        groups, size, width = bank.shape
+        ctx.save_for_backward(ranks)
+        ctx.size, ctx.repeated = size, repeated
+        flat = ranks + torch.arange(groups)[:, None] * size
+        return bank.reshape(-1, width)[flat.flatten()].view(groups, -1, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (ranks,) = ctx.saved_tensors
+        groups, places, width = grad.shape
+        once = ctx.size - ctx.repeated
+        # Copying to each row its one gradient is much faster than a scatter-add; only the repeated rows need a sum.
+        where = torch.full((groups, ctx.size), places).scatter_(
+            1, ranks, torch.arange(places).expand(groups, -1)
+        )
+        where = where[:, :once] + torch.arange(groups)[:, None] * (places + 1)
+        padded = torch.cat([grad, grad.new_zeros(groups, 1, width)], 1).view(-1, width)
+        single = padded[where.flatten()].view(groups, once, width)
+        is_row = ranks[:, None] == torch.arange(once, ctx.size)[:, None]
+        return torch.cat([single, is_row.to(grad.dtype) @ grad], 1), None, None
+
+
+def place(bank: Tensor, ranks: Tensor, repeated: int) -> Tensor:
+    """bank [G, C, e] and ranks int64 [G, M] → [G, M, e]; only the last `repeated` of the C rows may occur twice."""
+    placed: Tensor = _Place.apply(bank, ranks, repeated)  # type: ignore[no-untyped-call]
+    return placed

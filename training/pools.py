@@ -1,7 +1,7 @@
 """Which token of which block lies at which rank: forgetting as served, simulated on indices.
 
-Index c in a simulated pool means token c % K of block c // K of a bank of blocks, so that one gather builds the
-pool and gradients reach the blocks through it.
+Index c in a simulated pool means token c % K of block c // K of a bank of blocks, so that gradients reach the blocks
+wherever their tokens have gone.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from torch.multiprocessing.spawn import spawn
 from training.corpus import ANSWER, TEXT, Corpus, Example, batch_contexts, batch_rows
 from training.model import MemoryModel, ModelConfig
 from training.optimizer import Optimizer
-from training.pools import gather_pools, simulate
+from training.pools import simulate
 from training.stages import curriculum
 from training.tokenizer import running_text
 
@@ -96,13 +96,16 @@ class Trainer:
         fresh = (torch.rand(count) < 0.2).view(1, count, 1, 1)
         return torch.where(fresh, initial, chosen)
 
-    def _pools(self, new: Tensor, groups: list[list[Example]], window: int, stale: int) -> Tensor:
-        """Build one pool a group, [L, G, window·K, d], from its own blocks, stale ones and the initial block."""
+    def _pools(
+        self, new: Tensor, groups: list[list[Example]], window: int, stale: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """One pool a group: a bank [L, G, C·K, d] of its own blocks, stale ones and the initial block, and the bank's
+        row at each of the newest window·K ranks, int64 [L, G, window·K]."""
         config = self.model.config
         layers, _, k_tokens, d = new.shape
         count, own = len(groups), len(groups[0])
         if window == 1:
-            return new.view(layers, count, k_tokens, d)
+            return new.view(layers, count, k_tokens, d), None
         old = self.rng.randint(0, stale) if self.cache.shape[1] >= 256 else 0
         bank = [new.view(layers, count, own * k_tokens, d)]
         order = [self.rng.sample(range(own + old), own + old) for _ in groups]
@@ -113,15 +116,19 @@ class Trainer:
                 speaks = 0
                 for example in group:
                     speaks |= example.speaks_of
-                early = {own + i for i, pick in enumerate(picks[index]) if self.cache_speaks[pick] & speaks}
-                order[index].sort(key=lambda block, early=early: block not in early)  # type: ignore[misc]
+                contradicting = {
+                    own + i for i, pick in enumerate(picks[index]) if self.cache_speaks[pick] & speaks
+                }
+                order[index] = [b for b in order[index] if b in contradicting] + [
+                    b for b in order[index] if b not in contradicting
+                ]
             flat = torch.tensor(picks).flatten()
             bank.append(self.cache[:, flat].reshape(layers, count, old * k_tokens, d))
         bank.append(self.model.initial_block[:, None].expand(-1, count, -1, -1))
         ranks = simulate(
             self.numpy_rng, layers * count, order * layers, own + old, config.num_blocks, k_tokens
         ).reshape(layers, count, -1)
-        return gather_pools(torch.cat(bank, 2), torch.from_numpy(ranks[:, :, -window * k_tokens :].copy()))
+        return torch.cat(bank, 2), torch.from_numpy(ranks[:, :, -window * k_tokens :].copy())
 
     def loss(self) -> tuple[Tensor, float, float]:
         """One batch: the loss, the answer loss and the share of answers matched exactly."""
@@ -137,10 +144,13 @@ class Trainer:
         rows, kinds, row_lengths = batch_rows([e.row for e in examples], [e.kinds for e in examples])
         layers = self.model.layer_weights()
         new = self.model.write(ids, lengths, self._tails(len(examples)), layers)
-        pool = self._pools(new, groups, window, stale)
+        bank, ranks = self._pools(new, groups, window, stale)
         own = len(groups[0])
         hidden = self.model.read(
-            rows.view(count, own, -1), row_lengths.view(count, own), self.model.project(pool, layers), layers
+            rows.view(count, own, -1),
+            row_lengths.view(count, own),
+            self.model.project(bank, layers, ranks),
+            layers,
         )
         target, kind = rows[:, 1:], kinds[:, 1:]
         chosen = kind > 0

@@ -1,5 +1,6 @@
 """The batched passes equal a plain one-at-a-time implementation, for long, short and repeated contexts."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from tests.training import reference
 from training.corpus import batch_contexts, batch_rows
 from training.model import MemoryModel
 from training.packing import Packing
+from training.pools import gather_pools, simulate
 
 
 def random_ids(generator: torch.Generator, length: int) -> list[int]:
@@ -74,3 +76,26 @@ def test_gradients_agree_with_the_plain_implementation(model: MemoryModel) -> No
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(ours[name], parameter.grad, atol=2e-3, rtol=2e-3, msg=name)
+
+
+def test_a_bank_with_ranks_equals_the_pool_it_describes(model: MemoryModel) -> None:
+    g = torch.Generator().manual_seed(5)
+    c = model.config
+    order = [[0, 2, 1], [2, 1, 0]] * c.num_layers
+    ranks = simulate(np.random.default_rng(0), 2 * c.num_layers, order, 3, c.num_blocks, c.num_tokens)
+    places = torch.from_numpy(ranks).view(c.num_layers, 2, -1)
+    bank = torch.randn(c.num_layers, 2, 4 * c.num_tokens, c.hidden_size, generator=g).requires_grad_()
+    pool = gather_pools(bank, places)
+    weights = [
+        torch.randn(2, c.num_heads, c.head_size, 1 + c.pool_size, generator=g) for _ in range(c.num_layers)
+    ]
+
+    def objective(memory: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        return torch.stack(
+            [(w * k * v.transpose(2, 3)).sum() for w, (k, v) in zip(weights, memory, strict=True)]
+        ).sum()
+
+    plain, placed = objective(model.project(pool)), objective(model.project(bank, ranks=places))
+    torch.testing.assert_close(placed, plain)
+    expected, found = torch.autograd.grad(plain, bank)[0], torch.autograd.grad(placed, bank)[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
