@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.linear import linear
+
 
 def project_memory(
     hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None, num_kv_heads: int
@@ -14,6 +16,6 @@ def project_memory(
     ``norm`` [d] is the layer's input RMSNorm, ``weight`` [2 * H_kv * d_head, d] its K rows, then its V rows.
     """
     tokens, width = hidden.shape
-    projected = F.linear(F.rms_norm(hidden, (width,), norm, eps), weight, bias)
+    projected = linear(F.rms_norm(hidden, (width,), norm, eps), weight, bias)
     key, value = projected.view(tokens, 2, num_kv_heads, -1).permute(1, 2, 0, 3)
     return key, value

@@ -14,6 +14,7 @@ from app.model.config import ModelConfig
 from app.model.rope import RopeTable
 from app.model.weights import Layer, Weights
 from kernels.attention import merge, pack_heads, partial_attention, unpack_heads
+from kernels.linear import linear
 from kernels.rotate import rotate, rotate_pool
 from kernels.update_write import project_memory
 
@@ -142,7 +143,7 @@ class Backbone:
         for update_span in batch.updates:
             update_span.update.done += update_span.count
         last = F.rms_norm(x[batch.logit_rows], x.shape[-1:], self.weights.norm, self.config.rms_norm_eps)
-        return F.linear(last, self.weights.head)
+        return linear(last, self.weights.head)
 
     def _marked(self, batch: Batch) -> Tensor:
         """Rows that ``new_memory_positional_emb`` is added to: of each update the last K of tail and context."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.linear import linear
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Linear:
 
     def __call__(self, x: Tensor, update_rows: Tensor | slice | None) -> Tensor:
         """``x`` [rows, in]; ``update_rows`` names the rows that belong to self-updates (None: no row)."""
-        y = F.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
         if update_rows is not None and self.down is not None and self.up is not None:
-            y[update_rows] += F.linear(F.linear(x[update_rows], self.down), self.up)
+            y[update_rows] += linear(linear(x[update_rows], self.down), self.up)
         return y
 
 

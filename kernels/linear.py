@@ -1,0 +1,22 @@
+"""The dense product y = x W^T + b.
+
+On a CPU torch hands float32 products to its BLAS, which for the few rows of a decode step reaches a third
+of the memory's bandwidth on common processors. oneDNN, which torch ships as well, streams the same plain
+weights two to four times as fast, so float32 on a CPU goes there.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x`` [rows, in] (rows may be none), ``weight`` [out, in], ``bias`` [out] or None -> [rows, out]."""
+    if _ONEDNN and weight.dtype == torch.float32 and weight.device.type == "cpu":
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+    return F.linear(x, weight, bias)
