@@ -19,12 +19,17 @@ from app.messages import Context
 
 Encode = Callable[[str], Encoded]
 
-_CLOSING = "\"'”’»)\\]}」』"
-_SENTENCE = re.compile(rf"[.!?…]+[{_CLOSING}]*\s+|[。！？]+[{_CLOSING}]*\s*|\s*\n\s*")
-_CLAUSE = re.compile(rf"[,;:—–][{_CLOSING}]*\s+|[、，；：]\s*")
+_CLOSING = "\"'”’»)]}」』"
+_ENDS = ".!?…"
+_PAUSES = ",;:—–"
+# no pattern here may try a stretch of text twice: texts of megabytes are the caller's to choose
 _SPACE = re.compile(r"\s+")
+_WIDE_END = re.compile(rf"[。！？][{re.escape(_CLOSING)}]{{0,4}}")
+_WIDE_PAUSE = re.compile(r"[、，；：]")
 # a full stop after these ends no sentence: titles, initials
 _ABBREVIATION = re.compile(r"(?:^|[\s(\"'])(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|[A-Z])\.$")
+# with more pieces than this to go, each is chosen for itself
+_FAR = 4
 _JOINER = "\N{ZERO WIDTH JOINER}"
 
 
@@ -96,10 +101,20 @@ class _Cuts:
 
     def __init__(self, text: str, starts: list[int]) -> None:
         self.starts = starts
+        sentences = [m.end() for m in _WIDE_END.finditer(text)]
+        clauses = [m.end() for m in _WIDE_PAUSE.finditer(text)]
+        spaces = []
+        for gap in _SPACE.finditer(text):
+            spaces.append(gap.end())
+            before = text[max(0, gap.start() - 12) : gap.start()].rstrip(_CLOSING)
+            if "\n" in gap.group() or _ends_sentence(before, text[gap.end() : gap.end() + 1]):
+                sentences.append(gap.end())
+            elif before.endswith(tuple(_PAUSES)):
+                clauses.append(gap.end())
         self.kinds = [
-            [m.end() for m in _SENTENCE.finditer(text) if _ends_sentence(text, m)],
-            [m.end() for m in _CLAUSE.finditer(text)],
-            [m.end() for m in _SPACE.finditer(text)],
+            sorted(sentences),
+            sorted(clauses),
+            spaces,
             [s for s in sorted(set(starts)) if not _joined(text, s)],
             sorted(set(starts)),
         ]
@@ -154,14 +169,21 @@ def _own_tokens(piece: str, encode: Encode, least: int) -> list[int]:
 
 def _choose(cuts: _Cuts, first: int, left: int, least: int, most: int) -> int:
     """Where the next piece ends: pieces as even as sentence ends allow, a piece more rather than half a sentence."""
-    fewest = -(-left // most)
-    # fresh tokenisation may make the rest a little longer than it is here
+    # fresh tokenisation may make a piece a little longer than it is in the whole text
     slack = min(4, (most - least) // 4)
+    fewest = -(-left // most)
+    if fewest > _FAR:
+        # the end is too far off to matter
+        ranges = [(max(least + slack, most // 3), most - 1, left // fewest)]
+    else:
+        ranges = []
+        for count in range(fewest, 2 * fewest + 2):
+            ideal, others = left // count, count - 1
+            low = max(least + slack, left - others * (most - slack), ideal // 2)
+            high = min(most - 1, left - others * (least + slack), ideal + ideal // 2)
+            ranges.append((low, high, ideal))
     for kinds in (slice(0, 1), slice(1, 2), slice(2, 3), slice(3, None)):
-        for count in range(fewest, fewest + 3):
-            ideal = left // count
-            low = max(least + slack, left - (count - 1) * (most - slack), ideal - ideal // 2)
-            high = min(most - 1, left - (count - 1) * (least + slack), ideal + ideal // 2)
+        for low, high, ideal in ranges:
             if low <= high:
                 place = cuts.best(first + low, first + high, first + ideal, kinds)
                 if place is not None:
@@ -169,13 +191,11 @@ def _choose(cuts: _Cuts, first: int, left: int, least: int, most: int) -> int:
     return cuts.position(first + max(1, min(most - 1, left // 2)))
 
 
-def _ends_sentence(text: str, match: re.Match[str]) -> bool:
-    found = match.group()
-    if not found.startswith(".") or found.startswith("..") or "\n" in found:
-        return True
-    following = text[match.end() : match.end() + 1]
-    before = text[max(0, match.start() - 8) : match.start() + 1]
-    return not following.islower() and not _ABBREVIATION.search(before)
+def _ends_sentence(before: str, following: str) -> bool:
+    """Whether a sentence ends between the word ``before`` a gap and the character ``following`` it."""
+    if before.endswith(".") and not before.endswith(".."):
+        return not following.islower() and not _ABBREVIATION.search(before)
+    return before.endswith(tuple(_ENDS))
 
 
 def _joined(text: str, position: int) -> bool:

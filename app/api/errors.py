@@ -48,15 +48,14 @@ def request_id(request: Request) -> str:
 def from_validation(errors: Sequence[Any]) -> InvalidRequest:
     """The first field at fault and what is wrong with it, without the value.
 
-    Names that the schemas do not know are the caller's text and are left out of ``param``.
+    A field of several types has an error for each; the one that got furthest into the value is meant. Names that
+    the schemas do not know are the caller's text and are left out of ``param``.
     """
-    first = _path(errors[0])
-    reasons: list[str] = []
-    for error in errors[:8]:
-        if _path(error)[:1] == first[:1] and _reason(error) not in reasons:
-            reasons.append(_reason(error))
-    param = ".".join(first) or None
-    return InvalidRequest("; ".join(reasons), param=param)
+    field = _path(errors[0])[:1]
+    meant = [error for error in errors[:64] if _path(error)[:1] == field]
+    deepest = max((_path(error) for error in meant), key=len)
+    reasons = dict.fromkeys(_reason(error) for error in meant if _path(error) == deepest)
+    return InvalidRequest("; ".join(reasons), param=".".join(deepest) or None)
 
 
 def _path(error: Any) -> list[str]:

@@ -16,7 +16,13 @@ def configure(settings: Settings) -> None:
         chain: list[structlog.types.Processor] = [structlog.processors.format_exc_info]
         chain.append(structlog.processors.JSONRenderer())
     else:
-        chain = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        chain = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                # the default prints local variables, and with them what users wrote
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
         processors=[

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from app.errors import InvalidRequest, NoTokenizer, TooManyTokens
 PIECE_CHARS = 1 << 15
 # shorter texts are encoded in the loop: a thread would cost more than they do
 INLINE_CHARS = 4096
-_GAP = re.compile(r"\s+(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -132,17 +129,17 @@ def check_tokens(tokens: Sequence[int], vocab_size: int, param: str) -> None:
         raise InvalidRequest(f"token ids must be at least 0 and below {vocab_size}", param=param)
 
 
-def _pieces(text: str) -> list[tuple[int, int]]:
-    """Stretches of about PIECE_CHARS characters that begin, where possible, at whitespace, as words do."""
-    if len(text) <= PIECE_CHARS:
-        return [(0, len(text))]
-    gaps = [match.start() for match in _GAP.finditer(text)]
-    cuts = [0]
-    while len(text) - cuts[-1] > PIECE_CHARS:
-        wanted = cuts[-1] + PIECE_CHARS
-        at = bisect_right(gaps, wanted) - 1
-        cuts.append(gaps[at] if at >= 0 and gaps[at] > cuts[-1] + PIECE_CHARS // 2 else wanted)
-    return list(zip(cuts, [*cuts[1:], len(text)], strict=True))
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Stretches of about PIECE_CHARS characters that begin, where possible, at a space, as words do."""
+    begin = 0
+    while len(text) - begin > PIECE_CHARS:
+        low, high = begin + PIECE_CHARS // 2, begin + PIECE_CHARS
+        end = max(text.rfind(" ", low, high), text.rfind("\n", low, high))
+        if end < 0:
+            end = high
+        yield begin, end
+        begin = end
+    yield begin, len(text)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
