@@ -33,10 +33,10 @@ def curriculum(batch: int) -> tuple[Stage, ...]:
     return (
         Stage("own block", 0.72, (mix(1.0, 1, 1, 0),)),
         Stage("two in four", 0.83, (mix(1.0, 2, 4, 0, colliding=1.0),)),
-        Stage("four in eight", 0.84, (mix(0.8, 4, 8, 2, colliding=0.7), mix(0.2, 2, 16, 2, colliding=1.0))),
+        Stage("four in eight", 0.80, (mix(0.8, 4, 8, 2, colliding=0.7), mix(0.2, 2, 16, 2, colliding=1.0))),
         Stage(
             "eight in sixteen",
-            0.84,
+            0.79,
             (
                 mix(0.6, 8, 16, 8, colliding=0.6, running_text=0.02),
                 mix(0.2, 2, 50, 0, colliding=0.7, in_prompt=0.1),
