@@ -30,7 +30,18 @@ from typing import Any
 
 import torch
 
-from app.messages import Answer, Context, Failed, Finished, Generate, Request, Sampling, Tokens, Update, Updated
+from app.messages import (
+    Answer,
+    Context,
+    Failed,
+    Finished,
+    Generate,
+    Request,
+    Sampling,
+    Tokens,
+    Update,
+    Updated,
+)
 from app.model.config import ModelConfig
 from app.settings import Settings
 from app.store.url import open_store
@@ -75,14 +86,16 @@ class Ours:
 
     def __init__(self, checkpoint: Path, store: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        settings = Settings(
-            model=str(checkpoint),
-            device="cpu",
-            dtype="float32",
-            store=f"disk://{store}",
-            resident_bytes=2**30,
-            max_sequence=1024,
-            context_tokens=4096,
+        settings = Settings.model_validate(
+            {
+                "model": str(checkpoint),
+                "device": "cpu",
+                "dtype": "float32",
+                "store": f"disk://{store}",
+                "resident_bytes": 2**30,
+                "max_sequence": 1024,
+                "context_tokens": 4096,
+            }
         )
         self._background = Background()
         self._store = open_store(settings.store)

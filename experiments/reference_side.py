@@ -21,9 +21,8 @@ class Reference:
         import torch
 
         sys.path.insert(0, checkout)
-        from modeling_memoryllm import MemoryLLM  # type: ignore[import-not-found]
-
         import transformers
+        from modeling_memoryllm import MemoryLLM  # type: ignore[import-not-found]
 
         torch.set_num_threads(threads)
         self.torch = torch
@@ -99,9 +98,7 @@ def main() -> None:
     # the official code prints to standard output; answers get a descriptor of their own
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    reference = Reference(
-        arguments.checkout, arguments.checkpoint, arguments.threads, arguments.attention
-    )
+    reference = Reference(arguments.checkout, arguments.checkpoint, arguments.threads, arguments.attention)
     serve(reference, answers)
 
 

@@ -2,7 +2,8 @@
 
 On a CPU torch hands float32 products to its BLAS, which for the few rows of a decode step reaches a third
 of the memory's bandwidth on common processors. oneDNN, which torch ships as well, streams the same plain
-weights two to four times as fast, so float32 on a CPU goes there.
+weights two to four times as fast, so float32 on a CPU goes there. A product with weights that stay in the
+cache is over before oneDNN has looked up its kernel (10 us); those are left to the BLAS.
 """
 
 from __future__ import annotations
@@ -11,12 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN: bool = torch._C.has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_STREAMED_ELEMENTS = 2**19
+
+
+def streams(weight: Tensor) -> bool:
+    """Whether a product with ``weight`` (of any shape) goes to oneDNN."""
+    large = weight.numel() >= _STREAMED_ELEMENTS
+    return _ONEDNN and large and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` [rows, in] (rows may be none), ``weight`` [out, in], ``bias`` [out] or None -> [rows, out]."""
-    if _ONEDNN and weight.dtype == torch.float32 and weight.device.type == "cpu":
+    if streams(weight):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return F.linear(x, weight, bias)

@@ -51,7 +51,7 @@ class Backbone:
         """[rows, (H + 2 H_kv) d_head] -> Q [rows, H, d_head], K and V [rows, H_kv, d_head]."""
         c = self.config
         heads = qkv.view(qkv.shape[0], c.num_heads + 2 * c.num_kv_heads, c.head_dim)
-        query, key, value = heads.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
+        query, key, value = heads.split_with_sizes([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
         return query, key, value
 
     def new_context_cache(self, rows: int) -> ContextCache:
