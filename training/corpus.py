@@ -1,7 +1,8 @@
 """Groups of contexts for training: what is written into memory, and the rows that ask for it.
 
-A group is G contexts that share a memory pool. No two of its claims share relation and subject, so every question
-has one answer; in a colliding group all claims come from one to three relations, so that only the name decides.
+A group is G contexts that share a memory pool and are written in their order. A claim may change an earlier one of
+the same relation and subject; then only the newest is asked for, so every question has one answer. In a colliding
+group all claims come from one to three relations, so that only the name decides.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class GroupShape:
     cross: float = 0.5
     in_prompt: float = 0.0
     running_text: float = 0.0
+    changed: float = 0.0
 
 
 @dataclass
@@ -110,14 +112,19 @@ class Corpus:
             ]
         used: set[tuple[str, str | None]] = set()
         names: list[str] = []
-        group = []
+        group: list[list[Claim]] = []
         for _ in range(shape.contexts):
+            earlier = [claim for context in group for claim in context]
             claims: list[Claim] = []
             group.append(claims)
             if self.texts and rng.random() < shape.running_text:
                 continue
             same = rng.random() < 0.3
             for _ in range(rng.choices((1, 2, 3), shape.facts)[0]):
+                old = rng.choice(earlier) if earlier and rng.random() < shape.changed else None
+                if old and old.key not in {claim.key for claim in claims}:
+                    claims.append(self._claim(old.relation, old.name))
+                    continue
                 while True:
                     relation = rng.choice(relations)
                     name = None
@@ -192,14 +199,16 @@ class Corpus:
         """Draw one group of `shape.contexts` examples."""
         rng = self.rng
         group = self.claims(shape)
-        every = [claim for claims in group for claim in claims]
+        newest = {claim.key: claim for claims in group for claim in claims}
+        every = list(newest.values())
         examples = []
         for claims in group:
             if not claims:
                 examples.append(self._english())
                 continue
             context = self._context(claims)
-            order = rng.sample(claims, min(2, len(claims)))
+            valid = [claim for claim in claims if newest[claim.key] is claim]
+            order = rng.sample(valid, min(2, len(valid))) or [rng.choice(every)]
             if len(order) < 2 and rng.random() < shape.cross:
                 other = rng.choice(every)
                 order += [other] if other is not order[0] else []

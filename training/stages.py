@@ -38,19 +38,19 @@ def curriculum(batch: int) -> tuple[Stage, ...]:
             "eight in sixteen",
             0.79,
             (
-                mix(0.6, 8, 16, 8, colliding=0.6, running_text=0.02),
+                mix(0.6, 8, 16, 8, colliding=0.6, running_text=0.02, changed=0.1),
                 mix(0.2, 2, 50, 0, colliding=0.7, in_prompt=0.1),
-                mix(0.2, 4, 16, 8, colliding=0.5),
+                mix(0.2, 4, 16, 8, colliding=0.5, changed=0.1),
             ),
         ),
         Stage(
             "full pool",
             2.0,
             (
-                mix(0.3, 4, 50, 0, colliding=0.5, running_text=0.04),
+                mix(0.3, 4, 50, 0, colliding=0.5, running_text=0.04, changed=0.1),
                 mix(0.2, 2, 50, 12, colliding=0.5, in_prompt=0.15),
-                mix(0.3, 8, 50, 24, colliding=0.5, running_text=0.04),
-                mix(0.2, 16, 50, 48, colliding=0.4, running_text=0.04),
+                mix(0.3, 8, 50, 24, colliding=0.5, running_text=0.04, changed=0.1),
+                mix(0.2, 16, 50, 48, colliding=0.4, running_text=0.04, changed=0.1),
             ),
         ),
     )

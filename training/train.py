@@ -108,7 +108,11 @@ class Trainer:
             return new.view(layers, count, k_tokens, d), None
         old = self.rng.randint(0, stale) if self.cache.shape[1] >= 256 else 0
         bank = [new.view(layers, count, own * k_tokens, d)]
-        order = [self.rng.sample(range(own + old), own + old) for _ in groups]
+        order = []
+        for _ in groups:
+            ordered = iter(range(own))
+            places = self.rng.sample(range(own + old), own + old)
+            order.append([next(ordered) if block < own else block for block in places])
         if old:
             picks = [self.rng.sample(range(self.cache.shape[1]), old) for _ in groups]
             for index, group in enumerate(groups):

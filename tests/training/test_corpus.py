@@ -22,6 +22,27 @@ def test_no_two_claims_of_a_group_contradict_each_other(corpus: Corpus) -> None:
             assert len(keys) == len(set(keys))
 
 
+def test_a_changed_claim_is_asked_for_with_its_newest_value(corpus: Corpus) -> None:
+    changed = asked = 0
+    for _ in range(60):
+        group = corpus.group(GroupShape(4, changed=0.4))
+        newest = {claim.key: claim for example in group for claim in example.claims}
+        old = {c.value for e in group for c in e.claims if newest[c.key] is not c} - {
+            c.value for c in newest.values()
+        }
+        changed += len(old)
+        for example in group:
+            answers = [
+                t if k == ANSWER else corpus.user for t, k in zip(example.row, example.kinds, strict=True)
+            ]
+            text = corpus.tokenizer.decode(answers, skip_special_tokens=False)
+            asked += any(f"{USER} {claim.value}{END}" in text for claim in newest.values())
+            for value in old:
+                assert f"{USER} {value}{END}" not in text
+    assert changed > 20
+    assert asked == 240
+
+
 def test_a_colliding_group_has_at_most_three_relations(corpus: Corpus) -> None:
     for _ in range(50):
         group = corpus.claims(GroupShape(6, colliding=1.0))
