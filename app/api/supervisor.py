@@ -159,7 +159,9 @@ class Supervisor:
         """Returns when the worker does not become ready, or has been silent for too long; which of them."""
         client, settings = self._client, self._settings
         try:
-            await asyncio.wait_for(client.settled.wait(), settings.start_timeout)
+            # not wait_for: on Python 3.11 it can swallow a cancellation
+            async with asyncio.timeout(settings.start_timeout):
+                await client.settled.wait()
         except TimeoutError:
             return f"the worker was not ready within {settings.start_timeout:g} s"
         if client.model is None:

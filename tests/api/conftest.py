@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,15 @@ class Service:
 
     async def until_seen(self, kind: type[m.Message], count: int = 1) -> m.Message:
         """The ``count``-th message of this kind that the worker was sent, once it was."""
-        while len(found := [message for message in self.seen if isinstance(message, kind)]) < count:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await until(lambda: sum(isinstance(message, kind) for message in self.seen) >= count)
+        found = [message for message in self.seen if isinstance(message, kind)]
         return found[count - 1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the loop go on until ``condition`` holds; pytest's timeout ends a wait in vain."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 async def start_service(settings: Settings, path: str) -> Service:

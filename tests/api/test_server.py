@@ -1,0 +1,217 @@
+"""The server as a process, over real HTTP, with a fake worker that can be made to crash, hang, or never start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.test_bad_input import check_error
+from tests.api.test_update import events
+
+SERVE = (
+    "import sys; from app.api.server import run_server; from app.settings import Settings;"
+    "sys.exit(run_server(Settings(), command=(sys.executable, '-m', 'tests.api.fake_worker')))"
+)
+FAST = {
+    "MEMORYLLM_HEARTBEAT_TIMEOUT": "1.5",
+    "MEMORYLLM_START_TIMEOUT": "20",
+    "MEMORYLLM_DRAIN_TIMEOUT": "10",
+}
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"in vain: {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+    http: httpx.Client
+    log: Path
+
+    def ready(self) -> bool:
+        return self.http.get("/ready").status_code == 200
+
+    def noted(self, word: str) -> list[str]:
+        """What followed ``word`` in the lines the fake workers have written."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line.removeprefix(word).strip() for line in lines if line.startswith(word)]
+
+    def worker(self) -> int:
+        return int(self.noted("start")[-1])
+
+
+@contextmanager
+def serving(tmp_path: Path, model_dir: Path, **environment: str) -> Iterator[Server]:
+    log = tmp_path / "log"
+    env = {
+        **os.environ,
+        **FAST,
+        "MEMORYLLM_PORT": "0",
+        "FAKE_WORKER_MODEL": str(model_dir),
+        "FAKE_WORKER_LOG": str(log),
+        "TMPDIR": str(tmp_path),
+        **environment,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = process.stdout.readline().strip()
+    try:
+        with httpx.Client(base_url=line.removeprefix("listening on "), timeout=20) as http:
+            yield Server(process, line.removeprefix("listening on "), http, log)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path, model_dir: Path) -> Iterator[Server]:
+    with serving(tmp_path, model_dir) as server:
+        until(server.ready, "readiness")
+        yield server
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+GENERATE = {"tenant": "alice", "prompt": "Lisbon", "max_tokens": 3}
+
+
+def test_one_life_of_a_server(server: Server, tmp_path: Path) -> None:
+    # it answers
+    whole = server.http.post("/generate", json=GENERATE).json()
+    streamed = server.http.post("/generate", json={**GENERATE, "stream": True})
+    told = [data for _, data in events(streamed.text)]
+    assert "".join(chunk["text"] for chunk in told[:-1]) == whole["text"]
+
+    # a worker that crashes takes the requests in it along, and is replaced
+    first = server.worker()
+    crashed = server.http.post("/generate", json={**GENERATE, "tenant": "crash"})
+    check_error(crashed, 503, "worker_unavailable")
+    assert int(crashed.headers["retry-after"]) >= 1
+    until(server.ready, "a new worker after a crash")
+    assert server.worker() != first
+    assert server.http.post("/generate", json=GENERATE).json()["text"] == whole["text"]
+
+    # and so does one that is killed while it streams
+    with server.http.stream(
+        "POST", "/generate", json={**GENERATE, "tenant": "hold", "stream": True}
+    ) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        os.kill(server.worker(), signal.SIGKILL)
+        rest = "\n".join(lines)
+    assert '"worker_unavailable"' in rest
+    until(server.ready, "a new worker after a kill")
+
+    # one that hangs is killed and replaced
+    hung = server.worker()
+    check_error(server.http.post("/generate", json={**GENERATE, "tenant": "hang"}), 503, "worker_unavailable")
+    assert not alive(hung)
+    until(server.ready, "a new worker after a hang")
+    assert server.http.get("/health").status_code == 200
+    assert "memoryllm_worker_restarts_total 3.0" in server.http.get("/metrics").text
+
+    # a client that goes away ends its generation
+    port = int(server.url.rpartition(":")[2])
+    body = json.dumps({**GENERATE, "tenant": "hold"}).encode()
+    lines_sent = ["POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    head = "\r\n".join([*lines_sent, f"Content-Length: {len(body)}", "", ""])
+    running = "memoryllm_num_requests_running 1.0"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode() + body)
+        until(lambda: running in server.http.get("/metrics").text, "a running generation")
+    until(lambda: running not in server.http.get("/metrics").text, "its end")
+
+    # asked to end, it lets what runs finish, takes nothing new, and leaves nothing behind
+    worker = server.worker()
+    answers: list[httpx.Response] = []
+    held = {**GENERATE, "tenant": "hold"}
+    call = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{server.url}/generate", json=held, timeout=20))
+    )
+    call.start()
+    until(lambda: running in server.http.get("/metrics").text, "a running generation")
+    server.process.send_signal(signal.SIGTERM)
+    call.join()
+    assert answers[0].status_code == 200
+    assert server.process.wait(20) == 0
+    assert server.noted("drain") == [""]
+    assert not alive(worker)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("memoryllm-")] == []
+
+
+def test_a_killed_server_takes_its_worker_along(server: Server) -> None:
+    worker = server.worker()
+    server.process.kill()
+    server.process.wait()
+    until(lambda: not alive(worker), "the worker's end")
+
+
+@pytest.mark.parametrize(("fault", "message"), [("fatal", "there is no such model"), ("exit", "exit code 3")])
+def test_a_worker_that_cannot_start_ends_the_server(
+    tmp_path: Path, model_dir: Path, fault: str, message: str
+) -> None:
+    with serving(tmp_path, model_dir, FAKE_WORKER=fault) as server:
+        assert server.process.wait(20) == 1
+        assert server.process.stderr is not None
+        assert message in server.process.stderr.read()
+        assert len(server.noted("start")) == 1
+
+
+def test_a_tokenizer_that_cannot_be_read_ends_the_server(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "tokenizer.json").write_text("{}")
+    with serving(tmp_path, broken) as server:
+        assert server.process.wait(20) == 1
+        assert server.process.stderr is not None
+        assert "tokenizer.json cannot be read" in server.process.stderr.read()
+
+
+def test_an_address_in_use(tmp_path: Path, model_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with serving(tmp_path, model_dir, MEMORYLLM_PORT=port) as server:
+            assert server.process.wait(20) == 1
+            assert server.process.stderr is not None
+            assert f"cannot listen on 127.0.0.1 port {port}" in server.process.stderr.read()
+            assert server.noted("start") == []
+
+
+def test_a_network_address_gets_a_warning(tmp_path: Path, model_dir: Path) -> None:
+    with serving(tmp_path, model_dir, MEMORYLLM_HOST="0.0.0.0") as server:
+        assert server.url.startswith("http://0.0.0.0:")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert server.process.stderr is not None
+        assert server.process.stderr.read().count("warning: 0.0.0.0 can be reached from the network") == 1
