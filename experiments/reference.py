@@ -4,10 +4,10 @@
 
 ``DIR`` is a checkout of the official MemoryLLM repository, ``PATH`` an interpreter that can import it (it
 wants transformers 4.48). One random checkpoint in the published format is loaded by both. Ours is the
-worker's engine, driven in this process from message to answer as the worker's loop does, on a disk store;
-theirs is ``generate`` and ``inject_memory`` in a subprocess. Rounds alternate, so that a machine that gets
-slower gets slower for both. First both must give the same tokens and log-probabilities, and write the same
-block; otherwise nothing is timed.
+worker's engine, driven in this process from message to answer, on a disk store; theirs is ``generate`` and
+``inject_memory`` in a subprocess. Rounds alternate, so that a machine that gets slower gets slower for both.
+First both must give the same tokens and log-probabilities, and write the same block; otherwise nothing is
+timed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from app.errors import ServiceError
 from app.messages import (
     Answer,
     Context,
@@ -46,7 +47,6 @@ from app.model.config import ModelConfig
 from app.settings import Settings
 from app.store.url import open_store
 from app.worker.build import build
-from app.worker.loop import Background
 from experiments import random_checkpoint
 
 SHAPE = random_checkpoint.shape(
@@ -62,6 +62,9 @@ SHAPE = random_checkpoint.shape(
 PROMPT, DECODED, CONTEXT = 32, 16, 512
 COMPARED = 20
 TOLERANCE = 1e-3
+
+
+Done = Callable[[object, ServiceError | None], None]
 
 
 class Disagreement(RuntimeError):
@@ -97,10 +100,19 @@ class Ours:
                 "context_tokens": 4096,
             }
         )
-        self._background = Background()
+        self._background: list[tuple[Callable[[], object], Done]] = []
         self._store = open_store(settings.store)
-        self.engine = build(settings, self._store, self._background.submit).engine
+        self.engine = build(settings, self._store, self._submit).engine
         self._requests = 0
+
+    def _submit(self, work: Callable[[], object], done: Done) -> None:
+        """Background work, done between steps, where its time counts in full."""
+        self._background.append((work, done))
+
+    def _drain(self) -> None:
+        waiting, self._background = self._background, []
+        for work, done in waiting:
+            done(work(), None)
 
     def _do(self, message: Request) -> tuple[list[Answer], list[float]]:
         """The request's answers, and when each came: seconds after it was handed in."""
@@ -109,9 +121,8 @@ class Ours:
         start = time.perf_counter()
         self.engine.handle(message)
         while not answers or not isinstance(answers[-1], Finished | Updated | Failed):
-            self._background.drain()
-            if not self.engine.step() and not self.engine.outbox:
-                time.sleep(0.0005)
+            self._drain()
+            self.engine.step()
             answers += self.engine.outbox
             self.engine.outbox = []
             times += [time.perf_counter() - start] * (len(answers) - len(times))
@@ -146,7 +157,6 @@ class Ours:
         return hidden[:, -SHAPE.num_tokens :].sum(dim=(0, 2))
 
     def close(self) -> None:
-        self._background.close()
         self._store.close()
 
 
@@ -176,7 +186,12 @@ class Theirs:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-        self._log.close()
+        self._close()
+
+    def _close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                stream.close()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -184,7 +199,9 @@ class Theirs:
         if not line:
             self._process.wait()
             self._log.seek(0)
-            raise RuntimeError("the official implementation ended:\n" + self._log.read()[-3000:])
+            said = self._log.read()[-3000:]
+            self._close()
+            raise RuntimeError(f"the official implementation ended:\n{said}")
         return json.loads(line)
 
     def _ask(self, **request: object) -> Any:
