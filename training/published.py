@@ -82,6 +82,7 @@ def save_published(state: dict[str, Tensor], config: ModelConfig, tokenizer: Tok
     """Write weights, configs and tokenizer into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     save_file(published_tensors(state, config), out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     tokenizer.save(str(out / "tokenizer.json"))
     files = {
         "config.json": published_config(config, tokenizer),

@@ -47,10 +47,10 @@ def curriculum(batch: int) -> tuple[Stage, ...]:
             "full pool",
             2.0,
             (
-                mix(0.3, 4, 50, 0, colliding=0.5, running_text=0.04, changed=0.1),
-                mix(0.2, 2, 50, 12, colliding=0.5, in_prompt=0.15),
-                mix(0.3, 8, 50, 24, colliding=0.5, running_text=0.04, changed=0.1),
-                mix(0.2, 16, 50, 48, colliding=0.4, running_text=0.04, changed=0.1),
+                mix(0.35, 4, 50, 0, colliding=0.5, running_text=0.04, changed=0.1, in_prompt=0.05),
+                mix(0.35, 8, 50, 12, colliding=0.5, running_text=0.04, changed=0.1, in_prompt=0.05),
+                mix(0.2, 16, 50, 40, colliding=0.4, running_text=0.04, changed=0.1),
+                mix(0.1, 8, 16, 8, colliding=1.0),
             ),
         ),
     )
