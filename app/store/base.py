@@ -39,7 +39,10 @@ class BlobRef(msgspec.Struct, frozen=True):
 
 
 class BlockRecord(msgspec.Struct, frozen=True):
-    """One committed update block. ``version`` is the memory's version after it; ``time`` is Unix seconds."""
+    """One committed update block. ``version`` is the memory's version after it; ``time`` is Unix seconds.
+
+    ``text`` in a manifest is as the store keeps it, maybe encrypted; ``history`` and ``find`` give it readable.
+    """
 
     version: int
     blob: BlobRef
@@ -99,7 +102,11 @@ class Store(Protocol):
         ...
 
     def read(self, tenant: str, blob: BlobRef) -> bytes:
-        """The blob's bytes, checked. Raises TenantQuarantined (missing, torn or altered), StoreFailed."""
+        """The blob's bytes, checked. Raises TenantQuarantined (missing, torn or altered), StoreFailed.
+
+        A blob that compaction or erasure took away after the caller had loaded the manifest raises
+        VersionConflict or TenantNotFound: load again.
+        """
         ...
 
     def commit(
@@ -123,12 +130,16 @@ class Store(Protocol):
     def compact(self, tenant: str, version: int, snapshot: bytes) -> Manifest:
         """Replaces the blocks up to ``version`` by a snapshot of the pool at ``version``; later blocks stay.
 
-        Their records move to the archive; then their blobs are deleted. Same errors as ``commit``.
+        Their records move to the archive; then their blobs are deleted. Up to a version that a snapshot has
+        reached already nothing is done. Same errors as ``commit``.
         """
         ...
 
     def history(self, tenant: str) -> list[BlockRecord]:
-        """Records of all blocks still remembered, oldest first, archived ones included (their blobs gone)."""
+        """Records of all blocks still remembered, oldest first, archived ones included (their blobs gone).
+
+        Raises TenantNotFound, TenantQuarantined, StoreFailed, as ``find`` and ``usage`` do.
+        """
         ...
 
     def find(self, tenant: str, key: str) -> list[BlockRecord]:
@@ -136,7 +147,10 @@ class Store(Protocol):
         ...
 
     def erase(self, tenant: str) -> Receipt | None:
-        """Removes the tenant, manifest first, then every blob; None if absent. Works on quarantined ones."""
+        """Removes the tenant, manifest first, then every blob; None if absent. Works on quarantined ones.
+
+        Raises StoreFull, StoreFailed if any of it may be left; asking again goes on from there.
+        """
         ...
 
     def usage(self, tenant: str) -> int:

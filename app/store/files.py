@@ -1,13 +1,15 @@
 """Durable file primitives. Everything the disk store does to a disk goes through ``FileSystem``.
 
-The real one syncs what it says it has written; tests put a fake in its place that forgets what was not
-synced, or fails. A failed fsync is never retried on the same file: the file is abandoned.
+The real one is ``Disk``; tests put a fake in its place that forgets what was not synced, or fails. A failed
+fsync is never retried on the same file: the file is abandoned.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +18,23 @@ from app.errors import StoreFailed, StoreFull
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class File(Protocol):
+    """A file being written. Each call raises OSError as the system does."""
+
+    def write(self, data: memoryview) -> int:
+        """Appends the start of ``data``; returns how many bytes of it."""
+        ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class FileSystem(Protocol):
     """The calls the store needs; each raises OSError as the system does."""
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Creates ``path``, which must not exist, with ``data``, and syncs the file (not its directory)."""
+    def create(self, path: Path) -> File:
+        """Opens ``path``, which must not exist, for writing."""
         ...
 
     def rename(self, source: Path, target: Path) -> None: ...
@@ -31,6 +45,8 @@ class FileSystem(Protocol):
 
     def read(self, path: Path) -> bytes: ...
 
+    def size(self, path: Path) -> int: ...
+
     def remove(self, path: Path) -> None: ...
 
     def remove_directory(self, path: Path) -> None: ...
@@ -40,18 +56,25 @@ class FileSystem(Protocol):
     def exists(self, path: Path) -> bool: ...
 
 
+class _DiskFile:
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def write(self, data: memoryview) -> int:
+        return os.write(self._descriptor, data)
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 class Disk:
     """The operating system's files."""
 
-    def write(self, path: Path, data: bytes) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def create(self, path: Path) -> File:
+        return _DiskFile(path)
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
@@ -69,6 +92,9 @@ class Disk:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
+
     def remove(self, path: Path) -> None:
         path.unlink()
 
@@ -79,30 +105,77 @@ class Disk:
         return os.listdir(path)
 
     def exists(self, path: Path) -> bool:
-        return path.exists()
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 def failure(error: OSError, doing: str) -> StoreFull | StoreFailed:
     """The service's error for the system's: no room left, or anything else."""
     if error.errno in _FULL:
         return StoreFull("no room is left in the store; nothing was changed", retry_after=30.0)
-    return StoreFailed(f"the store failed while {doing}: {os.strerror(error.errno or 0)}")
+    return StoreFailed(f"the store failed while {doing}: {error.strerror or type(error).__name__}")
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raises StoreFull or StoreFailed in place of the system's OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise failure(error, doing) from error
+
+
+def write_synced(files: FileSystem, path: Path, data: bytes) -> None:
+    """Creates ``path`` with ``data`` and syncs it; the caller syncs its directory. Raises OSError."""
+    file = files.create(path)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        file.sync()
+    finally:
+        file.close()
+
+
+def remove_quietly(files: FileSystem, path: Path) -> None:
+    """For what is in nobody's way if it stays: it is swept at the next start."""
+    try:
+        files.remove(path)
+    except OSError:
+        return
 
 
 def replace_durably(files: FileSystem, path: Path, data: bytes) -> None:
     """Makes ``path`` hold ``data``, all or nothing, durable on return. Raises OSError.
 
-    Temporary file, fsync, rename, fsync of the directory. On an error before the rename nothing has changed;
-    after it the outcome is unknown until the directory is read again.
+    Temporary file, fsync, rename, fsync of the directory. After an error the old content may still be there,
+    and then nothing has changed; or the new one, and then nobody knows yet whether it would outlive a crash.
     """
     temporary = path.with_name(path.name + ".tmp")
+    if files.exists(temporary):
+        files.remove(temporary)
     try:
-        if files.exists(temporary):
-            files.remove(temporary)
-        files.write(temporary, data)
+        write_synced(files, temporary, data)
         files.rename(temporary, path)
     except OSError:
-        if files.exists(temporary):
-            files.remove(temporary)
+        remove_quietly(files, temporary)
         raise
     files.sync_directory(path.parent)
+
+
+def is_there(files: FileSystem, path: Path) -> bool:
+    """Whether ``path`` exists, or might: for finding out what a failed call has done."""
+    try:
+        return files.exists(path)
+    except OSError:
+        return True
+
+
+def remove_tree(files: FileSystem, directory: Path) -> None:
+    """Removes a directory of files. Raises OSError."""
+    for name in files.list(directory):
+        files.remove(directory / name)
+    files.remove_directory(directory)

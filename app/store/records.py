@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from typing import TypeVar
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from app.errors import StoreFailed
-from app.store.base import FORMAT, BlockRecord, Manifest
+from app.store.base import FORMAT, BlobRef, Manifest
 
 _T = TypeVar("_T")
-_NONCE = 12
 
 
 class Damaged(ValueError):
@@ -57,28 +52,7 @@ def unseal_manifest(data: bytes, tenant: str) -> Manifest:
     return manifest
 
 
-class TextCipher:
-    """AES-256-GCM of kept texts. Tenant and version are authenticated with each, so none can be moved."""
-
-    def __init__(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
-
-    @staticmethod
-    def _context(tenant: str, version: int) -> bytes:
-        return f"{version}:{tenant}".encode()
-
-    def encrypt(self, text: str, tenant: str, version: int, nonce: bytes) -> str:
-        """``nonce`` is 12 random bytes, never used twice."""
-        sealed = self._cipher.encrypt(nonce, text.encode(), self._context(tenant, version))
-        return "aes256gcm:" + base64.b64encode(nonce + sealed).decode()
-
-    def decrypt(self, record: BlockRecord, tenant: str) -> BlockRecord:
-        """The record with its text readable. Raises StoreFailed for a wrong key."""
-        if record.text is None or not record.text.startswith("aes256gcm:"):
-            return record
-        raw = base64.b64decode(record.text.removeprefix("aes256gcm:"))
-        try:
-            text = self._cipher.decrypt(raw[:_NONCE], raw[_NONCE:], self._context(tenant, record.version))
-        except InvalidTag as error:
-            raise StoreFailed("a kept text cannot be decrypted: is this the text key it was written with?") from error
-        return msgspec.structs.replace(record, text=text.decode())
+def blobs_of(manifest: Manifest) -> list[BlobRef]:
+    """All blobs that the manifest needs: snapshot, blocks, archive."""
+    snapshot = [] if manifest.snapshot is None else [manifest.snapshot.blob]
+    return [*snapshot, *(block.blob for block in manifest.blocks), *manifest.archive]

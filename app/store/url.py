@@ -8,15 +8,24 @@ from app.store.base import Store
 from app.store.disk import DiskStore
 
 
-def open_store(url: str, *, keep_text: bool = True, text_key: bytes | None = None) -> Store:
-    """Opens the store. Raises ValueError for an unknown scheme, StoreFailed if it cannot be opened."""
+def open_store(
+    url: str, *, keep_text: bool = True, text_key: bytes | None = None, history_limit: int = 2000
+) -> Store:
+    """Opens the store. Raises ValueError for a URL or key it cannot use, StoreFailed if it cannot be opened.
+
+    ``text_key`` is 32 bytes and encrypts kept texts; ``history_limit`` bounds the records kept of a tenant.
+    """
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "disk", url
-    if scheme == "disk":
-        if not rest:
-            raise ValueError("the store's URL names no directory: disk:///directory")
-        return DiskStore(Path(rest).expanduser(), keep_text=keep_text, text_key=text_key)
     if scheme in ("redis", "rediss", "valkey"):
-        raise ValueError("this version has no Redis store yet; use disk:///directory")
-    raise ValueError(f"unknown store {scheme}://; use disk:///directory")
+        raise ValueError(f"a {scheme}:// store is not available yet; use disk:///directory")
+    if scheme != "disk":
+        raise ValueError(f"unknown store {scheme}://; use disk:///directory")
+    if not rest:
+        raise ValueError("the store's URL names no directory: disk:///directory")
+    if separator and not rest.startswith(("/", ".", "~")):
+        raise ValueError("a disk store is disk:///absolute/directory or disk://./relative")
+    return DiskStore(
+        Path(rest).expanduser(), keep_text=keep_text, text_key=text_key, history_limit=history_limit
+    )

@@ -1,0 +1,87 @@
+"""A tenant's blobs: immutable files beside its manifest, under names that are never given twice."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from app.errors import TenantQuarantined
+from app.store.base import BlobRef, Manifest
+from app.store.files import FileSystem, failure, remove_quietly, write_synced
+from app.store.home import Home
+from app.store.records import blobs_of, checksum
+
+BLOB_NAME = re.compile(r"(\d{10,})-[0-9a-f]{16}\.(?:block|snapshot|archive)")
+
+
+def quarantined(reason: str) -> TenantQuarantined:
+    return TenantQuarantined(f"this tenant is in quarantine: {reason}")
+
+
+class Blobs:
+    """Writes, reads and removes blobs; which of them count is for the manifest to say."""
+
+    def __init__(self, home: Home, files: FileSystem) -> None:
+        self._home = home
+        self._files = files
+        self._guard = threading.Lock()
+        self._coming: set[str] = set()
+
+    @staticmethod
+    def new_name(version: int, kind: str) -> str:
+        return f"{version:010d}-{secrets.token_hex(8)}.{kind}"
+
+    def put(self, tenant: str, name: str, data: bytes) -> BlobRef:
+        """Writes a blob that no manifest names yet. Raises OSError, having removed what it wrote.
+
+        Until a manifest names it nobody looks at the file, so it is written in place.
+        """
+        directory = self._home.directory(tenant)
+        try:
+            write_synced(self._files, directory / name, data)
+            self._files.sync_directory(directory)
+        except OSError:
+            self.discard(tenant, [name])
+            raise
+        return BlobRef(name, len(data), checksum(data))
+
+    def read(self, tenant: str, blob: BlobRef) -> bytes:
+        """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
+        if not BLOB_NAME.fullmatch(blob.name):
+            raise quarantined("a blob's name is none that the store has given")
+        try:
+            data = self._files.read(self._home.directory(tenant) / blob.name)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise failure(error, "reading a blob") from error
+        if len(data) != blob.size or checksum(data) != blob.checksum:
+            raise quarantined("a blob is damaged")
+        return data
+
+    def discard(self, tenant: str, names: list[str]) -> None:
+        """Removes files that no manifest names; those that cannot be removed now are swept later."""
+        for name in names:
+            remove_quietly(self._files, self._home.directory(tenant) / name)
+
+    @contextmanager
+    def coming(self, name: str) -> Iterator[None]:
+        """Meanwhile the blob ``name`` is no orphan, though it is written outside the tenant's lock."""
+        with self._guard:
+            self._coming.add(name)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._coming.discard(name)
+
+    def sweep(self, manifest: Manifest) -> None:
+        """Removes every file of the tenant's that its manifest does not name."""
+        with self._guard:
+            named = {"name", "manifest", *self._coming, *(ref.name for ref in blobs_of(manifest))}
+        with suppress(OSError):
+            found = self._files.list(self._home.directory(manifest.tenant))
+            self.discard(manifest.tenant, [name for name in found if name not in named])
