@@ -20,20 +20,17 @@ from torch import Tensor
 from training.facts import Claim, FactGenerator
 from training.relations import RELATIONS, Relation
 from training.tokenizer import ASSISTANT, END, USER
+from training.variety import LEAD_INS, american, free_relation, joined, unusual_value, without_capital
 from training.words import FIRST_NAMES
 
 NO_LOSS, TEXT, ANSWER = 0, 1, 2
 MAX_CONTEXT = 64
-LEAD_INS = (
-    "Please remember: ",
-    "Note: ",
-    "By the way, ",
-    "I heard that ",
-    "Remember that ",
-    "Did you know? ",
-)
 LEAD_IN_SHARE = CARELESS_SHARE = 0.08
 CHAT_SHARE = 0.06  # contexts written as a chat message
+JOINED_SHARE = 0.2  # contexts of several facts that are one sentence
+AMERICAN_SHARE = 0.3
+UNUSUAL_SHARE = 0.12  # values of any words
+FREE_SHARE = 0.08  # claims of a relation that any noun may name
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,21 @@ class Example:
 
 
 class Corpus:
-    """Draws groups of examples. `words` (from running text) stand in for some spelled words, so that every piece of
-    the vocabulary occurs in names and values; `texts` give contexts of running English."""
+    """Draws groups of examples. `names` and `nouns`, capitalised and plain words of running text, stand in for some
+    names and values, so that every piece of the vocabulary occurs in them; `texts` give contexts of running English.
+    """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         seed: int,
         min_tokens: int,
-        words: Sequence[str] = (),
+        names: Sequence[str] = (),
+        nouns: Sequence[str] = (),
         texts: Sequence[str] = (),
     ) -> None:
-        self.tokenizer, self.min_tokens, self.words, self.texts = tokenizer, min_tokens, words, texts
+        self.tokenizer, self.min_tokens, self.texts = tokenizer, min_tokens, texts
+        self.names, self.nouns = names, nouns
         self.rng = random.Random(seed)
         self.generator = FactGenerator(seed, held_out=False)
         self.user, self.assistant, self.end = (self.encode(token)[0] for token in (USER, ASSISTANT, END))
@@ -89,16 +89,15 @@ class Corpus:
         if name is not None and relation.subject == "person":
             if draw < 0.25:
                 return self.rng.choice(FIRST_NAMES)
-            if draw < 0.32 and self.words:
-                return self.rng.choice(self.words)
+            if draw < 0.32 and self.names:
+                return self.rng.choice(self.names)
         return name
 
     def _claim(self, relation: Relation, name: str | None) -> Claim:
         claim = self.generator.claim(relation, name)
-        if self.words and relation.kind in ("word", "company") and self.rng.random() < 0.12:
-            return Claim(
-                relation, name, " ".join(self.rng.sample(list(self.words), self.rng.choice((1, 1, 2))))
-            )
+        if self.nouns and self.rng.random() < UNUSUAL_SHARE:
+            unusual = unusual_value(self.rng, relation.kind, self.names, self.nouns)
+            return Claim(relation, name, unusual) if unusual else claim
         return claim
 
     def claims(self, shape: GroupShape) -> list[list[Claim]]:
@@ -127,6 +126,8 @@ class Corpus:
                     continue
                 while True:
                     relation = rng.choice(relations)
+                    if self.nouns and not colliding and rng.random() < FREE_SHARE:
+                        relation = free_relation(rng, self.nouns)
                     name = None
                     if relation.subject != "none" and not (
                         relation.has_first_person and rng.random() < shape.first_person
@@ -161,25 +162,25 @@ class Corpus:
         row += asked + answer
         kinds += [TEXT] * len(asked) + [ANSWER] * len(answer)
 
-    def _statement(self, claim: Claim) -> str:
-        """A statement, now and then with the lead-in a person would type."""
-        text = claim.statement(self.rng)
-        if self.rng.random() < LEAD_IN_SHARE:
-            lead = self.rng.choice(LEAD_INS)
-            # A name keeps its capital; only the first words of our own wordings lose it.
-            plain = not text.startswith(("I ", claim.name or "I "))
-            return lead + (text[0].lower() + text[1:] if plain and not text.startswith(claim.value) else text)
-        return text
+    def _statement(self, claims: Sequence[Claim]) -> str:
+        """The statements of a context, as people type them."""
+        rng = self.rng
+        sentences = [claim.statement(rng) for claim in claims]
+        if rng.random() < LEAD_IN_SHARE:
+            sentences[0] = rng.choice(LEAD_INS) + without_capital(sentences[0])
+        text = joined(sentences) if rng.random() < JOINED_SHARE else " ".join(sentences)
+        return american(text) if rng.random() < AMERICAN_SHARE else text
 
     def _question(self, claim: Claim) -> str:
         """A question, now and then typed carelessly."""
-        text = claim.question(self.rng)
-        if self.rng.random() < CARELESS_SHARE:
-            text = text[0].lower() + text[1:] if self.rng.random() < 0.5 else text.rstrip("?.")
-        return text
+        rng = self.rng
+        text = claim.question(rng)
+        if rng.random() < CARELESS_SHARE:
+            text = text[0].lower() + text[1:] if rng.random() < 0.5 else text.rstrip("?.")
+        return american(text) if rng.random() < AMERICAN_SHARE else text
 
     def _context(self, claims: Sequence[Claim]) -> list[int]:
-        ids = [i for claim in claims for i in self.encode(self._statement(claim))]
+        ids = self.encode(self._statement(claims))
         if self.rng.random() < CHAT_SHARE:
             return ([self.user, *ids] + self.encode(f"{ASSISTANT}Okay.{END}") * (self.rng.random() < 0.5))[
                 :MAX_CONTEXT
@@ -220,7 +221,7 @@ class Corpus:
             kinds[0] = NO_LOSS
             bits = 0
             for claim in claims:
-                bits |= self._bit[claim.relation.name] if claim.name is None else 0
+                bits |= self._bit.get(claim.relation.name, 0) if claim.name is None else 0
             examples.append(Example(context, row, kinds, bits, claims))
         return examples
 

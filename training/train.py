@@ -53,11 +53,10 @@ class Trainer:
         torch.manual_seed(seed)
         self.rng, self.numpy_rng = random.Random(seed), np.random.default_rng(seed)
         lines = list(running_text(arguments.text)) if arguments.text else []
-        words = sorted(
-            {w for line in lines for w in line.split() if w.isalpha() and w.istitle() and 3 < len(w) < 11}
-        )
-        texts = [line for line in lines if len(line) > 200]
-        self.corpus = Corpus(tokenizer, seed, config.num_tokens, words, texts)
+        words = sorted({w for line in lines for w in line.split() if w.isalpha() and 3 < len(w) < 11})
+        names, nouns = [w for w in words if w.istitle()], [w for w in words if w.islower()]
+        texts = [line for line in lines if len(line) > 200 and "<unk>" not in line]
+        self.corpus = Corpus(tokenizer, seed, config.num_tokens, names, nouns, texts)
         self.stages = curriculum(arguments.batch)
         self.cache = torch.zeros(config.num_layers, 0, config.num_tokens, config.hidden_size)
         self.cache_speaks: list[int] = []

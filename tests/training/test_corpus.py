@@ -1,17 +1,20 @@
 """Groups: what is asked was written, only once, and the loss lies on the answer."""
 
+import re
+
 import pytest
 from tokenizers import Tokenizer
 
 from training.corpus import ANSWER, NO_LOSS, Corpus, GroupShape
 from training.facts import is_held_out
 from training.tokenizer import ASSISTANT, END, USER
+from training.variety import joined
 
 
 @pytest.fixture
 def corpus(tokenizer: Tokenizer) -> Corpus:
     english = "the quick brown fox jumps over the lazy dog and runs away into the dark wood " * 4
-    return Corpus(tokenizer, 0, 16, words=["Kingdom", "Rivers"], texts=[english])
+    return Corpus(tokenizer, 0, 16, names=["Kingdom", "Rivers"], nouns=["harvest", "engine"], texts=[english])
 
 
 def test_no_two_claims_of_a_group_contradict_each_other(corpus: Corpus) -> None:
@@ -53,11 +56,8 @@ def test_training_names_and_values_are_not_held_out(corpus: Corpus) -> None:
     for _ in range(100):
         for claims in corpus.claims(GroupShape(4)):
             for claim in claims:
-                if (
-                    claim.relation.kind == "word"
-                    and claim.value not in ("Kingdom", "Rivers")
-                    and " " not in claim.value
-                ):
+                unusual = re.search(r"Kingdom|Rivers|harvest|engine", claim.value)
+                if claim.relation.kind == "word" and not unusual:
                     assert not is_held_out(claim.value)
 
 
@@ -102,3 +102,9 @@ def test_digits_are_single_tokens(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("at 14:35", add_special_tokens=False).tokens
     assert [token for token in tokens if any(letter.isdigit() for letter in token)] == ["1", "4", "3", "5"]
     assert tokenizer.token_to_id(END) is not None
+
+
+def test_joined_sentences_keep_the_capitals_of_names() -> None:
+    assert joined(["Anna lives in Tolva.", "My dog is called Rex.", "I drive a Zan."]) == (
+        "Anna lives in Tolva and my dog is called Rex and I drive a Zan."
+    )

@@ -1,0 +1,64 @@
+"""What people type that the fixed wordings do not cover: other spellings, joined sentences, relations and values made
+of any words. Only training uses it; evaluations stay on the fixed relations."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from training.relations import Relation
+
+LEAD_INS = (
+    "Please remember: ",
+    "Note: ",
+    "By the way, ",
+    "I heard that ",
+    "Remember that ",
+    "Did you know? ",
+)
+OUR_FIRST_WORDS = ("My ", "The ", "Our ", "We ", "In ", "A ")
+FREE_KINDS = ("word", "word", "person", "number", "code", "time", "company")
+
+
+def without_capital(sentence: str) -> str:
+    """The sentence as it stands inside another: names, values and "I" keep their capital."""
+    return sentence[0].lower() + sentence[1:] if sentence.startswith(OUR_FIRST_WORDS) else sentence
+
+
+def american(text: str) -> str:
+    """American spelling."""
+    return text.replace("favourite", "favorite").replace("colour", "color").replace("neighbour", "neighbor")
+
+
+def joined(sentences: Sequence[str]) -> str:
+    """Several sentences as one, with "and"."""
+    rest = [without_capital(sentence) for sentence in sentences[1:]]
+    return " and ".join(sentence.removesuffix(".") for sentence in [sentences[0], *rest]) + "."
+
+
+def free_relation(rng: random.Random, nouns: Sequence[str]) -> Relation:
+    """A relation that any noun could name: "Anna's harvest is Tolvan"."""
+    noun = rng.choice(nouns)
+    if rng.random() < 0.3:
+        noun = f"{noun} {rng.choice(nouns)}"
+    subject = rng.choice(("person", "person", "none"))
+    if subject == "none":
+        statements = (f"The {noun} is {{v}}.", f"Our {noun} is {{v}}.", f"The {noun} is called {{v}}.")
+        questions = (f"What is the {noun}?", f"What's the {noun}?", f"Tell me the {noun}.")
+    else:
+        statements = (f"[{{n}}'s|My] {noun} is {{v}}.", f"[{{n}} has|I have] a {noun} called {{v}}.",
+                      f"[The {noun} of {{n}}|My {noun}] is {{v}}.")  # fmt: skip
+        questions = (f"What is [{{n}}'s|my] {noun}?", f"What is [{{n}}'s|my] {noun} called?",
+                     f"Who is [{{n}}'s|my] {noun}?")  # fmt: skip
+    return Relation(f"free {noun}", rng.choice(FREE_KINDS), statements, questions, subject)
+
+
+def unusual_value(rng: random.Random, kind: str, names: Sequence[str], nouns: Sequence[str]) -> str | None:
+    """A value made of any words, such as Kingdom Rivers, software engineer or hunter2; None for kinds of numbers."""
+    if kind in ("word", "company"):
+        if rng.random() < 0.2:
+            return f"{rng.choice(nouns)}{rng.randint(1, 99)}"
+        return " ".join(rng.sample(names, rng.choice((1, 1, 2))))
+    if kind in ("food", "job", "hobby", "drink", "colour", "animal"):
+        return " ".join(rng.sample(nouns, rng.choice((1, 2))))
+    return None
