@@ -49,6 +49,15 @@ def test_no_more_than_a_few_tokens_are_held(tokenizer: Tokenizer) -> None:
         assert len(detokenizer._context) <= 16
 
 
+def test_broken_bytes_come_out_as_if_decoded_at_once(tokenizer: Tokenizer) -> None:
+    # two bytes of three: together one replacement character, torn apart two
+    tokens = tokenizer.ids("鬱")[:2] * 40
+    assert len(tokens) == 80
+    detokenizer = Detokenizer(tokenizer)
+    out = "".join(detokenizer.push([token]) for token in tokens) + detokenizer.end()
+    assert out == tokenizer.decode(tokens) == BROKEN * 40
+
+
 def test_special_tokens_have_no_text_and_do_not_pile_up(tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(tokenizer)
     assert detokenizer.push([2] * 100) == ""
