@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from training.corpus import batch_contexts, batch_rows
 from training.facts import Fact, FactGenerator
 from training.model import MemoryModel
+from training.pools import gather_pools
 from training.published import load_published
 
 MAX_NEW_TOKENS = 16
@@ -28,8 +29,16 @@ class Memories:
 
     def __init__(self, model: MemoryModel, tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> None:
         self.model, self.tokenizer, self.seed = model, tokenizer, seed
-        self.pool = model.initial_pool(count)
         self.version = 0
+        # Blocks stay where they are and only their ranks change: moving whole pools took most of the time.
+        self.blocks = [model.initial_block[:, None].expand(-1, count, -1, -1)]
+        first = torch.arange(model.config.num_tokens).repeat(model.config.num_blocks)
+        self.ranks = first.expand(model.config.num_layers, count, -1)
+
+    @property
+    def pool(self) -> Tensor:
+        """The pools themselves, [L, B, N, d]."""
+        return gather_pools(torch.cat(self.blocks, 2), self.ranks)
 
     def update(self, texts: Sequence[str], repeat: bool = False) -> None:
         """Write one text into each memory; `repeat` repeats a short one until it has K tokens."""
@@ -39,7 +48,7 @@ class Memories:
         if repeat:
             contexts = [c * -(-k_tokens // len(c)) if len(c) < k_tokens else c for c in contexts]
         ids, lengths = batch_contexts(contexts, k_tokens)
-        new = self.model.write(ids, lengths, self.pool[:, :, -k_tokens:])
+        new = self.model.write(ids, lengths, self.blocks[-1])
         self.version += 1
         kept = []
         for tenant in range(len(texts)):
@@ -48,12 +57,13 @@ class Memories:
                 order = torch.randperm(config.pool_size, generator=draw)
                 kept.append(order[: config.pool_size - k_tokens].sort().values)
         index = torch.stack(kept).view(len(texts), config.num_layers, -1).transpose(0, 1)
-        survivors = self.pool.gather(2, index[..., None].expand(-1, -1, -1, config.hidden_size))
-        self.pool = torch.cat([survivors, new], 2)
+        written = (self.version * k_tokens + torch.arange(k_tokens)).expand(config.num_layers, len(texts), -1)
+        self.ranks = torch.cat([self.ranks.gather(2, index), written], 2)
+        self.blocks.append(new)
 
     def generate(self, prompts: Sequence[list[int]]) -> list[str]:
         """Greedy continuation of one prompt per memory, until the model ends it."""
-        memory = self.model.project(self.pool)
+        memory = self.model.project(torch.cat(self.blocks, 2), ranks=self.ranks)
         rows = [list(prompt) for prompt in prompts]
         open_rows = set(range(len(rows)))
         for _ in range(MAX_NEW_TOKENS):
