@@ -62,7 +62,10 @@ async def one_fact(client: Client, index: int, run: str, seed: int, later: list[
     await client.erase(tenant)
 
 
-async def measure(url: str, facts: int, later: list[int], seed: int, concurrency: int) -> tuple[Tally, dict[str, object]]:
+async def measure(
+    url: str, facts: int, later: list[int], seed: int, concurrency: int
+) -> tuple[Tally, dict[str, object]]:
+    """The tally of ``facts`` facts, and what the server says of itself."""
     tally, gate, run = Tally(), asyncio.Semaphore(concurrency), secrets.token_hex(4)
     async with Client(url, concurrency) as client:
         ready = await client.call("GET", "/ready")

@@ -68,6 +68,8 @@ class Background:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True)
+        self.wake.close()
+        self._bell.close()
 
 
 class Loop:

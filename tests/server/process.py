@@ -116,7 +116,12 @@ class ServerProcess:
 
     def tokens(self, tenant: str, prompt: list[int], count: int = 16) -> list[int]:
         answer = self.post(
-            "/generate", tenant=tenant, prompt=prompt, max_tokens=count, ignore_eos=True, return_token_ids=True
+            "/generate",
+            tenant=tenant,
+            prompt=prompt,
+            max_tokens=count,
+            ignore_eos=True,
+            return_token_ids=True,
         )
         assert answer.status_code == 200, answer.text
         token_ids: list[int] = answer.json()["token_ids"]

@@ -60,7 +60,12 @@ def test_a_killed_server_remembers_every_acknowledged_update(tmp_path: Path) -> 
                 acknowledged[name] = len(updates)
             started = threading.Barrier(3)
 
-            def work(name: str, server: ServerProcess = server, barrier: threading.Barrier = started) -> None:
+            def work(
+                name: str,
+                server: ServerProcess = server,
+                barrier: threading.Barrier = started,
+                round_number: int = round_number,
+            ) -> None:
                 with httpx.Client(base_url=server.url, timeout=30.0, trust_env=False) as http:
                     barrier.wait()
                     for number in range(100):
@@ -126,7 +131,9 @@ def test_a_dead_worker_is_replaced_and_its_requests_get_503(tmp_path: Path) -> N
                 assert next(lines).startswith("data:")
                 waiting = threading.Thread(
                     target=lambda: answers.append(
-                        server.post("/generate", tenant="ada", prompt=PROMPT, max_tokens=4000, ignore_eos=True)
+                        server.post(
+                            "/generate", tenant="ada", prompt=PROMPT, max_tokens=4000, ignore_eos=True
+                        )
                     )
                 )
                 waiting.start()
