@@ -221,7 +221,7 @@ class Trainer:
             factor = self.rate()
             self.optimizer.step(gradients, arguments.rate * factor, arguments.muon_rate * factor)
             self.step += 1
-            keep = min(0.998, self.step / (self.step + 10))
+            keep = min(0.99, self.step / (self.step + 10))
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
                     self.average[name].lerp_(parameter, 1 - keep)
