@@ -143,6 +143,13 @@ class Evaluation:
             [" ".join([*self._others([fact]), fact.statement, *self._others([fact])]) for fact in facts]
         )
         self._keep("just written, the second of three facts", three.ask(facts))
+        changed = self._memories(len(facts))
+        changed.update(statements)
+        for _ in range(3):
+            changed.update(self._others(facts))
+        newer = [self.generator.changed(fact) for fact in facts]
+        changed.update([fact.statement for fact in newer])
+        self._keep("changed three updates later, the newest value", changed.ask(newer))
         if warm:
             used = self._memories(len(facts))
             for _ in range(warm):

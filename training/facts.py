@@ -107,6 +107,14 @@ class FactGenerator:
         first = chosen.has_first_person and self.rng.random() < self.first_person_share
         return self.word(self.claim(chosen, None if first else self.name_for(chosen)))
 
+    def changed(self, fact: Fact) -> Fact:
+        """The same relation of the same subject with another value: it has become so since."""
+        chosen = next(r for r in RELATIONS if r.name == fact.relation)
+        while True:
+            claim = self.claim(chosen, fact.subject)
+            if claim.value != fact.answer:
+                return self.word(claim)
+
     def about_others(self, fact: Fact) -> Fact:
         """A fact of the same relation about somebody else (never the speaker), with another value."""
         chosen = next(r for r in RELATIONS if r.name == fact.relation)

@@ -72,6 +72,9 @@ def test_others_share_the_relation_and_unrelated_facts_do_not() -> None:
     for _ in range(300):
         fact = generator.fact()
         unrelated = generator.unrelated(fact)
+        changed = generator.changed(fact)
+        assert (changed.relation, changed.subject) == (fact.relation, fact.subject)
+        assert changed.answer != fact.answer
         assert unrelated.relation != fact.relation
         assert unrelated.subject is not None
         if fact.subject is not None:
