@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -56,6 +57,15 @@ def test_broken_bytes_come_out_as_if_decoded_at_once(tokenizer: Tokenizer) -> No
     detokenizer = Detokenizer(tokenizer)
     out = "".join(detokenizer.push([token]) for token in tokens) + detokenizer.end()
     assert out == tokenizer.decode(tokens) == BROKEN * 40
+
+
+@pytest.mark.parametrize("before", range(20))
+def test_a_character_after_broken_bytes_is_whole(tokenizer: Tokenizer, before: int) -> None:
+    whole = tokenizer.ids("鬱")
+    assert len(whole) == 3
+    detokenizer = Detokenizer(tokenizer)
+    out = "".join(detokenizer.push([token]) for token in whole[:1] * before + whole) + detokenizer.end()
+    assert out == BROKEN * before + "鬱"
 
 
 def test_special_tokens_have_no_text_and_do_not_pile_up(tokenizer: Tokenizer) -> None:
