@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     step_tokens: PositiveInt = Field(512, description="token budget of one step")
     max_running: PositiveInt = Field(64, description="generations that run at once")
     max_sequence: PositiveInt = Field(4096, description="prompt and completion together, in tokens")
-    context_tokens: PositiveInt = Field(131_072, description="prompt and completion tokens held at once")
+    context_tokens: int = Field(
+        0, ge=0, description="prompt and completion tokens held at once (0: an eighth of the free memory)"
+    )
     queue_requests: PositiveInt = Field(1024, description="requests waiting or running, of all tenants")
     queue_requests_tenant: PositiveInt = Field(128, description="the same, of one tenant")
     queue_tokens: PositiveInt = Field(4_000_000, description="tokens waiting, of all tenants")

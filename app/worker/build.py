@@ -21,6 +21,7 @@ from app.worker.scheduler import Limits
 
 _SPARE_COPIES = 8
 _MOST_SLOTS = 4096
+_MOST_ROWS = 131_072
 _SHARED_ABOVE = 512
 
 
@@ -66,17 +67,34 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def slot_counts(backbone: Backbone, resident_bytes: int) -> tuple[int, int]:
-    """How many pools, and how many rotated copies, fit into the budget. Raises CannotStart if not one does."""
+def slot_counts(backbone: Backbone, budget: int) -> tuple[int, int]:
+    """How many pools, and how many rotated copies, fit into ``budget`` bytes. Raises CannotStart if not one does.
+
+    There are a few more copies than pools, so that a new version can be read while generations still read the
+    old one.
+    """
     each = Arena.bytes_per_pool(backbone)
-    budget = resident_bytes or free_memory(backbone.device) // 4
-    slots = min(budget // each, _MOST_SLOTS)
+    copy = each // 3
+    few = budget // (each + copy)
+    slots, spare = (
+        (few, few) if few < _SPARE_COPIES else ((budget - _SPARE_COPIES * copy) // each, _SPARE_COPIES)
+    )
     if slots < 1:
         raise CannotStart(
-            f"one tenant's pool takes {each:,} bytes, the resident budget is {budget:,}: raise --resident-bytes"
+            f"one tenant's pool takes {each + copy:,} bytes, the resident budget is {budget:,}: "
+            "raise --resident-bytes"
         )
-    # a copy more than pools lets a new version be read while generations still read the old one
-    return slots, slots + min(slots, _SPARE_COPIES)
+    slots = min(slots, _MOST_SLOTS)
+    return slots, slots + spare
+
+
+def cache_rows(backbone: Backbone, settings: Settings, free: int) -> int:
+    """Tokens of prompts and completions held at once: as set, else an eighth of the ``free`` bytes, bounded."""
+    if settings.context_tokens:
+        return settings.context_tokens
+    c = backbone.config
+    row = 2 * c.num_layers * c.num_kv_heads * c.head_dim * backbone.dtype.itemsize
+    return max(settings.max_sequence, min(_MOST_ROWS, free // 8 // row))
 
 
 def build(settings: Settings, store: Store, submit: Submit) -> Built:
@@ -89,7 +107,8 @@ def build(settings: Settings, store: Store, submit: Submit) -> Built:
     torch.set_num_threads(pick_threads(settings.threads, config))
     weights, fingerprint = load_weights(directory, config, dtype=dtype, device=device)
     backbone = Backbone(config, weights, settings.max_sequence)
-    slots, hot = slot_counts(backbone, settings.resident_bytes)
+    free = free_memory(device)
+    slots, hot = slot_counts(backbone, settings.resident_bytes or free // 4)
     arena = Arena(backbone, slots, hot)
     residency = Residency(backbone, arena, store, fingerprint, settings.warm_bytes, submit)
     engine = Engine(
@@ -100,7 +119,7 @@ def build(settings: Settings, store: Store, submit: Submit) -> Built:
         Limits(
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
-            cache_rows=settings.context_tokens,
+            cache_rows=cache_rows(backbone, settings, free),
             queue_requests=settings.queue_requests,
             queue_requests_tenant=settings.queue_requests_tenant,
             queue_tokens=settings.queue_tokens,

@@ -21,7 +21,9 @@ def test_bfloat16_stays_near_float32(name: str) -> None:
     contexts, prompt, probe = [text(40), text(30)], text(11), text(16)
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
-        harness = Harness(load_backbone(name, dtype)[0], slots=2, limits=Limits(step_tokens=16, cache_rows=1024))
+        harness = Harness(
+            load_backbone(name, dtype)[0], slots=2, limits=Limits(step_tokens=16, cache_rows=1024)
+        )
         for tenant in ("ada", "bob", "cyd"):
             harness.update(tenant, *contexts)
         ids = [harness.begin_generate(tenant, prompt, 8) for tenant in ("ada", "bob", "cyd")]
