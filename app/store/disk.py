@@ -291,8 +291,13 @@ class DiskStore:
                     manifest = self._load(tenant)
                 # from here on the disk is asked, never the memory
                 self._manifests.forget(tenant)
-                self._trash.put(tenant, manifest)
-                receipt = self._trash.empty(tenant)
+                try:
+                    self._trash.put(tenant, manifest)
+                    receipt = self._trash.empty(tenant)
+                except ServiceError:
+                    if self._trash.holds(tenant):
+                        self._manifests.doubt(tenant)
+                    raise
             with self._guard:
                 self._names.pop(tenant_id(tenant), None)
             return receipt

@@ -39,6 +39,10 @@ class Trash:
                 if is_there(self._files, gone):
                     self._unfinished[tenant] = (gone, Receipt(tenant, version, len(versions), size))
 
+    def holds(self, tenant: str) -> bool:
+        """Whether an erasure of the tenant has begun and not ended."""
+        return tenant in self._unfinished
+
     def empty(self, tenant: str) -> Receipt | None:
         """Makes the erasure durable, then deletes; None if nothing is left to do. Raises StoreFailed."""
         if tenant not in self._unfinished:

@@ -1,0 +1,198 @@
+"""A disk in memory that forgets what was not synced, fails when told to, and can be copied as a crash leaves it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from app.store.files import File
+
+# what a crash leaves: only what was synced; every name, but of unsynced files only a half; everything
+Kept = Literal["synced", "names", "all"]
+Hook = Callable[[str, Path], None]
+
+_MOST_WRITTEN = 300
+
+
+class Crash(BaseException):
+    """The process dies here: nothing catches it, nothing is cleaned up."""
+
+
+class Leaf:
+    def __init__(self, now: bytes = b"", safe: bytes | None = None) -> None:
+        self.now = bytearray(now)
+        self.safe = safe
+        self.lost = False
+
+    def after_crash(self, kept: Kept) -> Leaf:
+        left = self.safe
+        if kept == "all":
+            left = bytes(self.now)
+        elif left is None:
+            left = bytes(self.now[: len(self.now) // 2]) if kept == "names" else b""
+        return Leaf(left, left)
+
+
+class Folder:
+    def __init__(self) -> None:
+        self.now: dict[str, Leaf | Folder] = {}
+        self.safe: dict[str, Leaf | Folder] = {}
+
+    def after_crash(self, kept: Kept) -> Folder:
+        folder = Folder()
+        for name, node in (self.safe if kept == "synced" else self.now).items():
+            folder.now[name] = node.after_crash(kept)
+        folder.safe = dict(folder.now)
+        return folder
+
+
+def _error(number: int, path: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(path))
+
+
+class MemoryDisk:
+    """``before`` and ``after`` see every call that changes something, and may raise. Nothing else is public."""
+
+    def __init__(self, root: Path, folder: Folder | None = None) -> None:
+        self.root = root
+        self.folder = folder or Folder()
+        self.before: Hook = lambda call, path: None
+        self.after: Hook = lambda call, path: None
+        self.reads: list[Path] = []
+
+    def after_crash(self, kept: Kept) -> MemoryDisk:
+        """A disk as it would be found if the power failed now; this one is left alone."""
+        return MemoryDisk(self.root, self.folder.after_crash(kept))
+
+    def leaves(self) -> Iterator[tuple[Path, Leaf]]:
+        def walk(path: Path, folder: Folder) -> Iterator[tuple[Path, Leaf]]:
+            for name, node in sorted(folder.now.items()):
+                if isinstance(node, Folder):
+                    yield from walk(path / name, node)
+                else:
+                    yield path / name, node
+
+        return walk(self.root, self.folder)
+
+    # ------------------------------------------------------------ the protocol
+
+    def create(self, path: Path) -> File:
+        self.before("create", path)
+        folder = self._folder(path.parent)
+        if path.name in folder.now:
+            raise _error(errno.EEXIST, path)
+        leaf = folder.now[path.name] = Leaf()
+        self.after("create", path)
+        return MemoryFile(self, path, leaf)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.before("rename", target)
+        origin, goal = self._folder(source.parent), self._folder(target.parent)
+        node = self._node(source)
+        there = goal.now.get(target.name)
+        if isinstance(node, Folder) != isinstance(there, Folder) and there is not None:
+            raise _error(errno.EISDIR, target)
+        if isinstance(there, Folder) and there.now:
+            raise _error(errno.ENOTEMPTY, target)
+        del origin.now[source.name]
+        goal.now[target.name] = node
+        self.after("rename", target)
+
+    def sync_directory(self, path: Path) -> None:
+        self.before("sync_directory", path)
+        folder = self._folder(path)
+        folder.safe = dict(folder.now)
+        self.after("sync_directory", path)
+
+    def make_directory(self, path: Path) -> None:
+        self.before("make_directory", path)
+        folder = self._folder(path.parent)
+        if path.name in folder.now:
+            raise _error(errno.EEXIST, path)
+        folder.now[path.name] = Folder()
+        self.after("make_directory", path)
+
+    def read(self, path: Path) -> bytes:
+        self.reads.append(path)
+        node = self._node(path)
+        if isinstance(node, Folder):
+            raise _error(errno.EISDIR, path)
+        return bytes(node.now)
+
+    def size(self, path: Path) -> int:
+        node = self._node(path)
+        return 4096 if isinstance(node, Folder) else len(node.now)
+
+    def remove(self, path: Path) -> None:
+        self.before("remove", path)
+        if isinstance(self._node(path), Folder):
+            raise _error(errno.EISDIR, path)
+        del self._folder(path.parent).now[path.name]
+        self.after("remove", path)
+
+    def remove_directory(self, path: Path) -> None:
+        self.before("remove_directory", path)
+        if self._folder(path).now:
+            raise _error(errno.ENOTEMPTY, path)
+        del self._folder(path.parent).now[path.name]
+        self.after("remove_directory", path)
+
+    def list(self, path: Path) -> list[str]:
+        return list(self._folder(path).now)
+
+    def exists(self, path: Path) -> bool:
+        try:
+            self._node(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    # ------------------------------------------------------------ inside
+
+    def _node(self, path: Path) -> Leaf | Folder:
+        node: Leaf | Folder = self.folder
+        if self.root.is_relative_to(path):
+            return node
+        for name in path.relative_to(self.root).parts:
+            if not isinstance(node, Folder):
+                raise _error(errno.ENOTDIR, path)
+            if name not in node.now:
+                raise _error(errno.ENOENT, path)
+            node = node.now[name]
+        return node
+
+    def _folder(self, path: Path) -> Folder:
+        node = self._node(path)
+        if not isinstance(node, Folder):
+            raise _error(errno.ENOTDIR, path)
+        return node
+
+
+class MemoryFile:
+    def __init__(self, disk: MemoryDisk, path: Path, leaf: Leaf) -> None:
+        self._disk, self._path, self._leaf = disk, path, leaf
+
+    def write(self, data: memoryview) -> int:
+        self._disk.before("write", self._path)
+        taken = data[:_MOST_WRITTEN]
+        self._leaf.now += taken
+        self._disk.after("write", self._path)
+        return len(taken)
+
+    def sync(self) -> None:
+        try:
+            self._disk.before("sync", self._path)
+        except OSError:
+            # a kernel drops the pages it could not write: another fsync succeeds and saves nothing
+            self._leaf.lost = True
+            raise
+        if not self._leaf.lost:
+            self._leaf.safe = bytes(self._leaf.now)
+        self._disk.after("sync", self._path)
+
+    def close(self) -> None:
+        self._disk.before("close", self._path)
+        self._disk.after("close", self._path)
