@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version as installed_version
-from typing import Any
+from io import TextIOWrapper
+from typing import NoReturn
 
 import typer
 
-from app.cli import ask, serve, teach, tenants
+from app.cli import ask, chat, serve, teach, tenants
 from app.cli.errors import Refusal
-from app.cli.output import err
 
 app = typer.Typer(
     name="memoryllm",
     help="A model server whose users each have a memory of their own.",
+    epilog="Exit codes: 0 done, 2 wrong usage, 3 refused by the server, 4 no server or not ready, "
+    "5 the server failed, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +24,7 @@ app = typer.Typer(
 serve.register(app)
 teach.register(app)
 ask.register(app)
+chat.register(app)
 app.add_typer(tenants.app, name="tenants")
 
 
@@ -31,22 +34,18 @@ def version() -> None:
     print(installed_version("memoryllm-serve"))
 
 
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits.
 
-    Exit codes: 0 done, 2 wrong usage, 3 the server refused the request, 4 it cannot be reached or is not
-    ready, 5 it failed, 130 interrupted.
+    Exit codes: 0 done, 1 an answer of no, or a server that could not start, 2 wrong usage, 3 the server refused
+    the request, 4 it cannot be reached or is not ready, 5 it failed, 130 interrupted.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        # an answer in another alphabet than the terminal's is better with question marks than not at all
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(args=arguments, standalone_mode=True)
     except Refusal as refusal:
         refusal.show()
         sys.exit(refusal.exit_code)
-    except KeyboardInterrupt:
-        err.print()
-        sys.exit(130)
-    except BrokenPipeError:
-        # whoever read our output has gone
-        sys.stderr.close()
-        sys.exit(0)
     sys.exit(code)

@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
-from app.cli.output import err
+from app.cli.output import err, visible
+from app.errors import BY_CODE
 
-REFUSED, UNAVAILABLE, FAILED = 3, 4, 5
+USAGE, REFUSED, UNAVAILABLE, FAILED = 2, 3, 4, 5
 
 
 class Refusal(Exception):
-    """An error to show to the user. ``as_json`` prints it for scripts."""
+    """An error to show to the user. ``error`` is the server's own, ``as_json`` prints it for scripts."""
 
     def __init__(
         self,
         message: str,
         exit_code: int,
         *,
-        code: str = "error",
+        error: dict[str, Any] | None = None,
         request_id: str | None = None,
         as_json: bool = False,
     ) -> None:
         super().__init__(message)
-        self.message, self.exit_code, self.code, self.request_id = message, exit_code, code, request_id
-        self.as_json = as_json
+        self.message, self.exit_code, self.request_id = message, exit_code, request_id
+        self.error, self.as_json = error, as_json
 
     def show(self) -> None:
         if self.as_json:
-            body = {"error": {"message": self.message, "code": self.code}, "request_id": self.request_id}
+            error = self.error or {
+                "message": self.message,
+                "type": "client_error",
+                "code": None,
+                "param": None,
+            }
+            body = {"error": error, "request_id": self.request_id or None}
             sys.stderr.write(json.dumps(body, ensure_ascii=False) + "\n")
             return
         err.print("error:", style="bold red", end=" ")
-        err.print(self.message, markup=False)
+        err.print(visible(self.message), markup=False)
         if self.request_id:
             err.print(f"request id {self.request_id}", style="dim", markup=False)
+
+
+def from_answer(status: int | None, body: object) -> Refusal:
+    """The server's error as a Refusal; without a ``status`` (in a stream) its code tells what it would have been."""
+    match body:
+        case {"error": {"message": str(message)} as error, **rest}:
+            if status is None:
+                kind = BY_CODE.get(str(error.get("code")))
+                status = kind.status if kind else 500
+            param = error.get("param")
+            shown = f"{param}: {message}" if param else message
+            return Refusal(
+                shown, exit_code(status), error=error, request_id=str(rest.get("request_id") or "")
+            )
+    said = "an error" if status is None else f"{status}"
+    return Refusal(
+        f"the server answered {said}, and not in a memoryllm server's form", exit_code(status or 500)
+    )
 
 
 def exit_code(status: int) -> int:

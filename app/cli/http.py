@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
-from app.cli.errors import FAILED, UNAVAILABLE, Refusal, exit_code
+from app.cli.errors import FAILED, UNAVAILABLE, USAGE, Refusal, from_answer
+
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+class Answer(dict[str, Any]):
+    """A JSON object from the server. A field that it should have and has not is the server's failure."""
+
+    def __missing__(self, name: str) -> Any:
+        raise Refusal(f"the server's answer has no {name!r}; is this a memoryllm server?", FAILED)
 
 
 @dataclass(frozen=True)
@@ -19,20 +29,29 @@ class Event:
     """One server-sent event; ``name`` is "message" where the server gave none."""
 
     name: str
-    data: Any
+    data: Answer
 
 
 class Api:
-    """A client of one server. ``as_json``: errors are to be printed as JSON."""
+    """A client of one server. Every failure is a Refusal; with ``as_json`` it will be printed as JSON."""
 
     def __init__(self, url: str, *, as_json: bool = False, timeout: float = 600.0) -> None:
         self.url, self.as_json = url, as_json
         try:
-            self._http = httpx.Client(
-                base_url=url, timeout=httpx.Timeout(timeout, connect=5.0), trust_env=False
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise Refusal(f"{url} is no URL of a server: {error}", 2, as_json=as_json) from error
+            urlsplit(url)
+            parsed = httpx.URL(url)
+        except (ValueError, httpx.InvalidURL):
+            parsed = httpx.URL("")
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise Refusal(f"{url} is no address of a server (http://host:port)", USAGE, as_json=as_json)
+        self._http = httpx.Client(
+            base_url=parsed,
+            # reading the certificates takes longer than most requests
+            verify=parsed.scheme == "https",
+            timeout=httpx.Timeout(timeout, connect=5.0),
+            # a proxy would look for the loopback server on its own machine
+            trust_env=parsed.host not in _LOOPBACK,
+        )
 
     def __enter__(self) -> Api:
         return self
@@ -41,77 +60,98 @@ class Api:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+        if isinstance(value, Refusal):
+            value.as_json = self.as_json
 
-    def _refusal(self, message: str, exit_with: int, **rest: Any) -> Refusal:
-        return Refusal(message, exit_with, as_json=self.as_json, **rest)
-
-    def _unreachable(self, error: httpx.TransportError) -> Refusal:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return self._refusal(
-                f"no server answers at {self.url}; start one with: memoryllm serve", UNAVAILABLE
-            )
-        return self._refusal(f"the connection to {self.url} broke: {error}", UNAVAILABLE)
-
-    def _failed(self, status: int, body: bytes) -> Refusal:
-        try:
-            answer = json.loads(body)
-            error = answer["error"]
-            return self._refusal(
-                str(error["message"]),
-                exit_code(status),
-                code=str(error.get("code")),
-                request_id=answer.get("request_id"),
-            )
-        except (ValueError, KeyError, TypeError):
-            return self._refusal(f"the server answered {status}, and not in its own form", exit_code(status))
-
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
-        """The answer's JSON. Raises Refusal."""
-        try:
-            response = self._http.request(
-                method, path, json=body, params={k: v for k, v in query.items() if v is not None}
-            )
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Answer:
+        """The answer's JSON object. Raises Refusal."""
+        params = {name: value for name, value in query.items() if value is not None}
+        with self._reaching(), self._http.stream(method, path, params=params, **_content(body)) as response:
+            raw = response.read()
+        answer = _parse(raw)
         if response.is_error:
-            raise self._failed(response.status_code, response.content)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise self._refusal(
-                "the server's answer is no JSON; is this a memoryllm server?", FAILED
-            ) from error
+            raise from_answer(response.status_code, answer)
+        if not response.is_success or not isinstance(answer, Answer):
+            raise Refusal("the server's answer is no JSON; is this a memoryllm server?", FAILED)
+        return answer
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[Event]:
-        """The events of a streamed answer, up to ``[DONE]`` or the end. Raises Refusal, also for error events."""
-        try:
-            with self._http.stream("POST", path, json=body) as response:
-                if response.is_error:
-                    raise self._failed(response.status_code, response.read())
-                yield from self._events(response.iter_lines())
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+        """The events of a streamed answer, to its ``[DONE]`` or ``done``. Raises Refusal, also for error events.
 
-    def _events(self, lines: Iterator[str]) -> Iterator[Event]:
-        name = "message"
-        for line in lines:
-            if line.startswith("event:"):
-                name = line.removeprefix("event:").strip()
-            elif line.startswith("data:"):
-                text = line.removeprefix("data:").strip()
+        Stopping early closes the connection, which ends a generation.
+        """
+        body = body | {"stream": True}
+        with self._reaching(), self._http.stream("POST", path, **_content(body)) as response:
+            if response.is_error:
+                raise from_answer(response.status_code, _parse(response.read()))
+            for name, text in _events(response.iter_bytes()):
                 if text == "[DONE]":
                     return
-                try:
-                    data = json.loads(text)
-                except ValueError as error:
-                    raise self._refusal("the server sent an event that is no JSON", FAILED) from error
-                if isinstance(data, dict) and "error" in data:
-                    raise self._failed(500, text.encode())
+                data = _parse(text)
+                if name == "error" or (isinstance(data, Answer) and "error" in data):
+                    raise from_answer(None, data)
+                if not isinstance(data, Answer):
+                    raise Refusal("the server sent an event that is no JSON object", FAILED)
                 yield Event(name, data)
-            elif not line:
-                name = "message"
+                if name == "done":
+                    return
+        raise Refusal("the server broke off its answer", FAILED)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Refusal(
+                f"no server answers at {self.url}; memoryllm serve starts one", UNAVAILABLE
+            ) from error
+        except httpx.TransportError as error:
+            raise Refusal(f"the connection to {self.url} broke: {error}", UNAVAILABLE) from error
+        except httpx.DecodingError as error:
+            raise Refusal("the server's answer cannot be decoded", FAILED) from error
 
 
 def tenant_path(tenant: str, rest: str = "") -> str:
     """The path of a tenant's resource, its name percent-encoded."""
-    return f"/tenants/{quote(tenant, safe='')}{rest}"
+    return f"/tenants/{quote(_utf8(tenant), safe='')}{rest}"
+
+
+def _content(body: dict[str, Any] | None) -> dict[str, Any]:
+    if body is None:
+        return {}
+    content = _utf8(json.dumps(body, ensure_ascii=False))
+    return {"content": content, "headers": {"content-type": "application/json"}}
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        # arguments that were no UTF-8 arrive as surrogates
+        raise Refusal("the text is not valid UTF-8", USAGE) from error
+
+
+def _parse(text: str | bytes) -> Any:
+    """JSON with Answers for its objects; None for anything else."""
+    try:
+        return json.loads(text, object_hook=Answer)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
+    """Names and data of server-sent events. Only line feeds end lines here: JSON may hold U+2028 and U+0085."""
+    name, data, rest = "message", list[str](), b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for raw in lines:
+            field, _, value = raw.removesuffix(b"\r").decode("utf-8", "replace").partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                data.append(value)
+            elif not field and not value and not raw.startswith(b":"):
+                if data:
+                    yield name, "\n".join(data)
+                name, data = "message", []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from typing import Any
 
 from rich.console import Console
@@ -13,12 +14,28 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, for scripts."""
+    """One JSON document on one line, for scripts."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def write(text: str) -> None:
-    """Text as it is, without markup, at once."""
-    sys.stdout.write(text)
+    """Text at once and as it is; on a terminal without the control characters that could steer it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def visible(text: str) -> str:
+    """``text`` with control characters other than line feed and tab written as escapes."""
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) != "Cc"
+        else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def one_line(text: str, width: int) -> str:
+    """``text`` on one line of at most ``width`` characters."""
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -3,57 +3,85 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from math import inf
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from app.cli.errors import Refusal
+from app.cli.errors import USAGE, Refusal
 from app.settings import Settings
 
-USAGE = 2
+_MIB = 2**20
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _variable(name: str) -> str:
+    return f"MEMORYLLM_{name.upper()}"
 
 
 def _help(name: str) -> str:
     field = Settings.model_fields[name]
-    default = "" if field.default in (PydanticUndefined, None) else f"; default {field.default}"
-    return f"{field.description or name}{default} (MEMORYLLM_{name.upper()})"
+    default: Any = field.default
+    if name.endswith("_bytes") and default and default % _MIB == 0:
+        default = f"{default // _MIB}MiB"
+    known = "" if default in (PydanticUndefined, None) else f"; default {str(default).lower()}"
+    return f"{field.description or name.replace('_', ' ')}{known} ({_variable(name)})"
 
 
-def _parameters() -> list[inspect.Parameter]:
-    """One option a field, as text: the settings themselves know how to read it."""
-    return [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                str | None,
-                typer.Option(
-                    f"--{name.replace('_', '-')}", help=_help(name), metavar="VALUE", show_default=False
-                ),
-            ],
-        )
-        for name in Settings.model_fields
-    ]
+def _parameter(name: str) -> inspect.Parameter:
+    """One option, as text: the settings themselves know how to read it."""
+    kind = Settings.model_fields[name].annotation
+    if kind is bool:
+        annotation: Any = Annotated[
+            bool | None, typer.Option(f"{_flag(name)}/--no-{_flag(name)[2:]}", help=_help(name))
+        ]
+    else:
+        choices = "|".join(word for word in get_args(kind) if isinstance(word, str))
+        annotation = Annotated[
+            str | None,
+            typer.Option(_flag(name), help=_help(name), metavar=choices or "VALUE", show_default=False),
+        ]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def read_settings(given: dict[str, Any]) -> Settings:
-    """Raises Refusal with one line a wrong value."""
+def read_settings(flags: dict[str, Any]) -> Settings:
+    """Settings from the flags that were given, the environment and the defaults, in this order.
+
+    Raises Refusal with one line that names each wrong flag or variable.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        # compose files and units set variables they have no value for
+        settings = Settings(_env_ignore_empty=True, **given)  # type: ignore[call-arg]
     except ValidationError as error:
-        lines = []
+        faults = []
         for problem in error.errors(include_input=False, include_url=False):
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            lines.append(f"{name.replace('_', '-')}: {problem['msg']}")
-        raise Refusal("; ".join(lines), USAGE) from error
+            name = str(problem["loc"][0]) if problem["loc"] else "settings"
+            reason = problem["msg"].removeprefix("Value error, ")
+            faults.append(
+                f"{_flag(name) if name in given else _variable(name)}: {reason[:1].lower()}{reason[1:]}"
+            )
+        raise Refusal("; ".join(faults), USAGE) from error
+    except RuntimeError as error:
+        raise Refusal(f"no place for memories ({error}): give --store", USAGE) from error
+    for name, value in settings:
+        if value == inf:
+            # would cross to the worker as null
+            raise Refusal(f"{_flag(name) if name in given else _variable(name)}: must be finite", USAGE)
+    return settings
 
 
-def serve(**given: Any) -> None:
-    """Start a server: the HTTP interface and one worker, until it is told to stop."""
-    settings = read_settings(given)
+def serve(**flags: Any) -> None:
+    """Start a server: the HTTP interface and one worker, until it is told to stop.
+
+    Each option is also an environment variable. Sizes take units (4GiB), durations are seconds.
+    """
+    settings = read_settings(flags)
     # imported here: the client commands need none of it
     from app.api.server import run_server
 
@@ -62,5 +90,5 @@ def serve(**given: Any) -> None:
 
 def register(app: typer.Typer) -> None:
     """Adds the command, with a signature made from the settings."""
-    serve.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
+    serve.__signature__ = inspect.Signature([_parameter(name) for name in Settings.model_fields])  # type: ignore[attr-defined]
     app.command()(serve)

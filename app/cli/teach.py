@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.errors import FAILED, Refusal
-from app.cli.http import Api
-from app.cli.options import DEFAULT_TENANT, DEFAULT_URL, Json, Tenant, Url
+from app.cli.errors import USAGE, Refusal
+from app.cli.http import Answer, Api
+from app.cli.options import DEFAULT_TENANT, DEFAULT_URL, Json, Tenant, Url, file_text, text_of
 from app.cli.output import err, out, print_json
 
-Short = Annotated[str, typer.Option(help="a text below the model's shortest context: refuse, or repeat it")]
+Short = Annotated[
+    Literal["refuse", "repeat"],
+    typer.Option(help="what to do with a text below the model's shortest context"),
+]
 
 
-def _text(text: str | None, file: Path | None) -> str:
-    if (text is None) == (file is None):
-        raise Refusal("give either a text, - for standard input, or --file", 2)
-    if file is not None:
-        try:
-            return file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"{file} cannot be read as UTF-8 text: {error}", 2) from error
-    assert text is not None
-    return sys.stdin.read() if text == "-" else text
+def send_update(api: Api, body: dict[str, Any], *, show: bool) -> Answer:
+    """The final answer; a progress bar over blocks if ``show``.
 
-
-def send_update(api: Api, body: dict[str, Any], *, show: bool) -> dict[str, Any]:
-    """Updates with a progress bar over blocks if ``show``; the final answer."""
+    Always streamed: the server's keep-alives carry an hour's update through proxies and time limits.
+    """
+    answer = Answer()
     with Progress(
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
@@ -42,12 +36,11 @@ def send_update(api: Api, body: dict[str, Any], *, show: bool) -> dict[str, Any]
         transient=True,
     ) as progress:
         bar = progress.add_task("remembering", total=None)
-        for event in api.stream("/update", body | {"stream": True}):
-            if event.name == "done":
-                answer: dict[str, Any] = event.data
-                return answer
-            progress.update(bar, completed=event.data.get("done"), total=event.data.get("total"))
-    raise Refusal("the server ended the update without an answer", FAILED, as_json=api.as_json)
+        for event in api.stream("/update", body):
+            answer = event.data
+            if event.name == "progress":
+                progress.update(bar, completed=answer["done"], total=answer["total"])
+    return answer
 
 
 def update(
@@ -62,19 +55,36 @@ def update(
     json: Json = False,
 ) -> None:
     """Put a text into a tenant's memory; returns when it is durable."""
-    body: dict[str, Any] = {"tenant": tenant, "text": _text(text, file), "short": short}
-    if idempotency_key is not None:
-        body["idempotency_key"] = idempotency_key
     with Api(url, as_json=json) as api:
-        answer = send_update(api, body, show=err.is_terminal and not json)
-    if json:
-        print_json(answer)
-        return
+        if file is not None and text is None:
+            content = file_text(file)
+        elif text is not None and file is None:
+            content = text_of(text)
+        else:
+            raise Refusal("give either a text, - for standard input, or --file", USAGE)
+        body: dict[str, Any] = {"tenant": tenant, "text": content, "short": short}
+        if idempotency_key is not None:
+            body["idempotency_key"] = idempotency_key
+        try:
+            answer = send_update(api, body, show=err.is_terminal and not json)
+        except KeyboardInterrupt:
+            err.print("an update that has begun completes on the server", style="dim")
+            raise
+        if json:
+            print_json(answer)
+        else:
+            out.print(told(answer, tenant), markup=False)
+
+
+def told(answer: Answer, tenant: str) -> str:
+    """An update's answer in a sentence."""
+    if answer.get("replayed"):
+        return f"this key's update was done before; {tenant!r} is at version {answer['memory_version']}"
     blocks = answer["blocks"]
-    out.print(
-        f"remembered {answer['tokens']} tokens in {blocks} block{'s' if blocks != 1 else ''}; "
-        f"{tenant!r} is at version {answer['memory_version']}",
-        markup=False,
+    again = ", the text repeated to reach the shortest context" if answer.get("short") == "repeated" else ""
+    return (
+        f"remembered {answer['tokens']} tokens in {blocks} block{'s' if blocks != 1 else ''}{again}; "
+        f"{tenant!r} is at version {answer['memory_version']}"
     )
 
 

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from app.cli.errors import Refusal
-from app.cli.http import Api, tenant_path
+from app.cli.errors import USAGE, Refusal
+from app.cli.http import Answer, Api, tenant_path
 from app.cli.options import DEFAULT_URL, Json, Url
-from app.cli.output import err, out, print_json
+from app.cli.output import err, one_line, out, print_json
 
 app = typer.Typer(help="Create, list, look at and erase memories.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the tenant")]
 
 
-def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _show(answer: dict[str, Any]) -> None:
-    for name, value in answer.items():
-        shown = _when(value) if name in ("created", "updated") and value else value
-        out.print(f"{name:16} {shown}", markup=False)
-
-
 @app.command("create")
 def create(
     tenant: Name,
-    seed: Annotated[int | None, typer.Option(help="what its forgetting is drawn from, below 2^40")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="decides what is forgotten; without it, drawn from the name")
+    ] = None,
     url: Url = DEFAULT_URL,
     json: Json = False,
 ) -> None:
     """Make a tenant (they also come into being on first use)."""
     with Api(url, as_json=json) as api:
         answer = api.call("POST", "/tenants", {"id": tenant} | ({} if seed is None else {"seed": seed}))
-    print_json(answer) if json else _show(answer)
+        print_json(answer) if json else _show(answer)
 
 
 @app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(help="names a page")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="names a page")] = 100,
     after: Annotated[str | None, typer.Option(help="start behind this name")] = None,
     url: Url = DEFAULT_URL,
     json: Json = False,
@@ -51,55 +45,43 @@ def list_(
     """Names of tenants, in order."""
     with Api(url, as_json=json) as api:
         answer = api.call("GET", "/tenants", limit=limit, after=after)
-    if json:
-        print_json(answer)
-        return
-    for item in answer["tenants"]:
-        out.print(item if isinstance(item, str) else item["id"], markup=False)
-    if answer.get("next"):
-        err.print("more: --after", answer["next"], style="dim", markup=False)
+        if json:
+            print_json(answer)
+            return
+        for name in answer["tenants"]:
+            out.print(name, markup=False)
+        if answer.get("next"):
+            err.print(f"of {answer['total']}; more: --after {answer['next']!r}", style="dim", markup=False)
 
 
 @app.command("show")
 def show(tenant: Name, url: Url = DEFAULT_URL, json: Json = False) -> None:
-    """One tenant: version, seed, size."""
+    """One tenant: version, seed, size, and where its pool is."""
     with Api(url, as_json=json) as api:
         answer = api.call("GET", tenant_path(tenant))
-    print_json(answer) if json else _show(answer)
+        print_json(answer) if json else _show(answer)
 
 
 @app.command("memory")
 def memory(tenant: Name, url: Url = DEFAULT_URL, json: Json = False) -> None:
-    """Which updates the memory still holds, and how much of each."""
+    """Which updates the memory still holds, and how much of it is theirs."""
     with Api(url, as_json=json) as api:
         answer = api.call("GET", tenant_path(tenant, "/memory"))
-    print_json(answer) if json else _show(answer)
+        print_json(answer) if json else out.print(memory_table(answer))
 
 
 @app.command("history")
 def history(
     tenant: Name,
-    limit: Annotated[int, typer.Option(help="updates to show")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="updates to show")] = 20,
+    before: Annotated[int | None, typer.Option(min=0, help="only updates before this version")] = None,
     url: Url = DEFAULT_URL,
     json: Json = False,
 ) -> None:
     """The latest updates, newest first."""
     with Api(url, as_json=json) as api:
-        answer = api.call("GET", tenant_path(tenant, "/history"), limit=limit)
-    if json:
-        print_json(answer)
-        return
-    table = Table("version", "time", "tokens", "left", "text")
-    for item in answer["updates"]:
-        text = " ".join((item["text"] or "").split())
-        table.add_row(
-            str(item["memory_version"]),
-            _when(item["time"]),
-            str(item["tokens"]),
-            f"{item['surviving_share']:.0%}",
-            text if len(text) <= 60 else text[:59] + "…",
-        )
-    out.print(table)
+        answer = api.call("GET", tenant_path(tenant, "/history"), limit=limit, before=before)
+        print_json(answer) if json else out.print(history_table(answer))
 
 
 @app.command("erase")
@@ -110,10 +92,51 @@ def erase(
     json: Json = False,
 ) -> None:
     """Remove a tenant and its memory, everywhere and for good."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise Refusal("erasing cannot be undone: say --yes", 2, as_json=json)
-        typer.confirm(f"Erase {tenant!r} and all it remembers?", abort=True, err=True)
     with Api(url, as_json=json) as api:
+        if not yes:
+            if not sys.stdin.isatty():
+                raise Refusal("erasing cannot be undone: say --yes", USAGE)
+            typer.confirm(f"Erase {tenant!r} and all it remembers?", abort=True, err=True)
         answer = api.call("DELETE", tenant_path(tenant))
-    print_json(answer) if json else _show(answer)
+        print_json(answer) if json else _show(answer)
+
+
+def memory_table(answer: Answer) -> Table:
+    """Each update's share of the pool, newest first; a range where layers differ."""
+    shares: dict[int, list[float]] = defaultdict(list)
+    layers = answer["layers"]
+    for layer in layers:
+        for item in layer["versions"]:
+            shares[item["version"]].append(item["share"])
+    table = Table("version", "updates ago", "of the memory", box=None, pad_edge=False)
+    for version in sorted(shares, reverse=True):
+        found = shares[version]
+        least = min(found) if len(found) == len(layers) else 0.0
+        mean = f"{sum(found) / len(layers):.1%}"
+        spread = f" ({least:.1%} to {max(found):.1%} by layer)" if least != max(found) else ""
+        name = str(version) if version else "0, the model's own"
+        table.add_row(name, str(answer["memory_version"] - version), mean + spread)
+    return table
+
+
+def history_table(answer: Answer) -> Table:
+    """The updates with their texts, each on one line."""
+    table = Table("version", "time", "tokens", "left", "text", box=None, pad_edge=False)
+    for item in answer["updates"]:
+        text = Text(one_line(item["text"] or "", 60), overflow="ellipsis", no_wrap=True)
+        left = f"{item['surviving_share']:.0%}"
+        table.add_row(str(item["memory_version"]), _when(item["time"]), str(item["tokens"]), left, text)
+    return table
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _show(answer: Answer) -> None:
+    for name, value in answer.items():
+        if name in ("created", "updated"):
+            value = _when(value)
+        elif name in ("bytes", "blobs"):
+            value = f"{value:,}"
+        out.print(f"{name.replace('_', ' '):16}{value}", markup=False)
