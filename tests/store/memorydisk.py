@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from app.store.files import File
 
-# what a crash leaves: only what was synced; every name, but of unsynced files only a half; everything
-Kept = Literal["synced", "names", "all"]
+# what a crash leaves: only what was synced; every name, but of unsynced files only a half; everything; or of
+# each unsynced change, drawn for itself, all, nothing or a torn part
+Kept = Literal["synced", "names", "all"] | random.Random
 Hook = Callable[[str, Path], None]
 
 _MOST_WRITTEN = 300
@@ -29,7 +31,10 @@ class Leaf:
 
     def after_crash(self, kept: Kept) -> Leaf:
         left = self.safe
-        if kept == "all":
+        if isinstance(kept, random.Random):
+            torn = bytes(self.now[: kept.randrange(len(self.now) + 1)])
+            left = left if left is not None else kept.choice([b"", torn, bytes(len(self.now)), bytes(self.now)])
+        elif kept == "all":
             left = bytes(self.now)
         elif left is None:
             left = bytes(self.now[: len(self.now) // 2]) if kept == "names" else b""
@@ -43,7 +48,11 @@ class Folder:
 
     def after_crash(self, kept: Kept) -> Folder:
         folder = Folder()
-        for name, node in (self.safe if kept == "synced" else self.now).items():
+        names = self.safe if kept == "synced" else self.now
+        if isinstance(kept, random.Random):
+            drawn = {name: kept.choice([self.now, self.safe]) for name in sorted({*self.now, *self.safe})}
+            names = {name: found[name] for name, found in drawn.items() if name in found}
+        for name, node in names.items():
             folder.now[name] = node.after_crash(kept)
         folder.safe = dict(folder.now)
         return folder
