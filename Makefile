@@ -7,43 +7,54 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help setup run test check format lint types clean
 
 help:
-	@echo "make setup   create $(VENV) and install everything into it (done by the others when needed)"
+	@echo "make setup   create $(VENV) and install everything into it (the others do it when needed)"
 	@echo "make run     start a server (MEMORYLLM_HOST, MEMORYLLM_PORT, ... are honoured)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests (ARGS='-k chat' goes to pytest)"
 	@echo "make check   formatting, lint, strict types, tests"
 	@echo "make format  format the code"
 	@echo "make clean   remove $(VENV) and caches"
+	@echo "PYTHON=python3.12 chooses the Python that $(VENV) is made with"
 
-setup: $(STAMP)
+# The stamp is written last and holds what was installed, so that a complete environment is left alone, offline
+# too, a half-made one is made anew, and a changed pyproject.toml, constraint or path installs into it. A Python
+# named by the user must be the environment's own.
+setup:
+	@set -e; \
+	want="$$({ pwd; cat pyproject.toml constraints.txt; } | cksum)"; \
+	version='import sys; print(*sys.version_info[:2])'; \
+	have="$$($(BIN)/python -c "$$version" 2>/dev/null || true)"; \
+	if [ '$(origin PYTHON)' != file ] && [ "$$have" != "$$($(PYTHON) -c "$$version")" ]; then have=; fi; \
+	if [ -n "$$have" ] && [ "$$want" = "$$(cat $(STAMP) 2>/dev/null)" ]; then exit 0; fi; \
+	if [ -z "$$have" ] || [ ! -e $(STAMP) ]; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+			echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }; \
+		rm -rf $(VENV); \
+		$(PYTHON) -m venv $(VENV); \
+	fi; \
+	echo "installing into $(VENV); the first time takes some minutes"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	echo "$$want" > $(STAMP)
 
-# The stamp is written last: a half-made environment is made anew, a complete one is left alone, so that
-# every target works offline after the first time.
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed; choose one with make PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python -a -x $(BIN)/pip || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(STAMP)
-
-run: $(STAMP)
+run: setup
 	@exec $(BIN)/memoryllm serve
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
 
-format: $(STAMP)
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+format: setup
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
 
-lint: $(STAMP)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+lint: setup
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
 
-types: $(STAMP)
-	$(BIN)/mypy
+types: setup
+	$(BIN)/python -m mypy
 
 check: lint types test
 
