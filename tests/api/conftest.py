@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,8 +104,10 @@ class Service:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Lets the loop go on until ``condition`` holds; pytest's timeout ends a wait in vain."""
-    while not condition():  # noqa: ASYNC110
+    """Lets the loop go on until ``condition`` holds. A wait in vain fails here: pytest's timeout can't end a task."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
         await asyncio.sleep(0)
 
 
