@@ -33,7 +33,9 @@ class Leaf:
         left = self.safe
         if isinstance(kept, random.Random):
             torn = bytes(self.now[: kept.randrange(len(self.now) + 1)])
-            left = left if left is not None else kept.choice([b"", torn, bytes(len(self.now)), bytes(self.now)])
+            left = (
+                left if left is not None else kept.choice([b"", torn, bytes(len(self.now)), bytes(self.now)])
+            )
         elif kept == "all":
             left = bytes(self.now)
         elif left is None:

@@ -8,6 +8,7 @@ that was shown may go away in a crash.
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,7 +175,9 @@ def test_the_script_without_a_failure(tmp_path: Path) -> None:
     assert [len(m) for m in memories.values()] == [1]
 
 
-@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize(
+    "kept", [*KEPT, *map(random.Random, range(3))], ids=[*KEPT, *(f"random {seed}" for seed in range(3))]
+)
 def test_a_crash_at_every_call_loses_nothing_acknowledged(tmp_path: Path, kept: Kept) -> None:
     calls, _ = whole_run(tmp_path)
     for number in range(calls):
