@@ -31,7 +31,13 @@ class Timings(BaseModel):
 
 
 def timings(of: messages.Timings) -> Timings:
-    return Timings(queue=of.queue, load=of.load, first_token=of.first_token, total=of.total)
+    """To the microsecond: what a clock says beyond that is noise."""
+    return Timings(
+        queue=round(of.queue, 6),
+        load=round(of.load, 6),
+        first_token=round(of.first_token, 6),
+        total=round(of.total, 6),
+    )
 
 
 class UpdateAnswer(BaseModel):

@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 
 import structlog
+from rich.console import Console
+from rich.progress import Progress
 
 from app.errors import ServiceError
 from app.messages import Fatal, Ready
 from app.model.checkpoint import CheckpointError
 from app.model.config import UnsupportedModel
 from app.settings import Settings
+from app.store.base import Store
 from app.store.url import open_store
-from app.worker.build import CannotStart, build
+from app.worker.build import Built, CannotStart, build
 from app.worker.loop import Background, Loop, exit_with_parent
 
 log = structlog.get_logger("worker")
@@ -32,6 +35,18 @@ def _text_key(path: Path | None) -> bytes | None:
     if len(key) != 32:
         raise CannotStart(f"the text key file {path} must hold 64 hex digits")
     return key
+
+
+def _build(settings: Settings, store: Store, background: Background) -> Built:
+    """Builds with a progress bar over layers where a person watches."""
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(f"loading {settings.model}", total=None)
+        return build(
+            settings,
+            store,
+            background.submit,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def main() -> int:
@@ -50,7 +65,7 @@ def main() -> int:
         store = open_store(
             settings.store, keep_text=settings.keep_text, text_key=_text_key(settings.text_key_file)
         )
-        built = build(settings, store, background.submit)
+        built = _build(settings, store, background)
     except (CannotStart, CheckpointError, UnsupportedModel, ServiceError, ValueError, OSError) as error:
         loop.send([Fatal(str(error))])
         loop.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,15 +98,23 @@ def cache_rows(backbone: Backbone, settings: Settings, free: int) -> int:
     return max(settings.max_sequence, min(_MOST_ROWS, free // 8 // row))
 
 
-def build(settings: Settings, store: Store, submit: Submit) -> Built:
-    """Loads the model and allocates the pools. Raises CannotStart, CheckpointError, UnsupportedModel."""
+def build(
+    settings: Settings,
+    store: Store,
+    submit: Submit,
+    progress: Callable[[int, int], None] | None = None,
+) -> Built:
+    """Loads the model and allocates the pools. Raises CannotStart, CheckpointError, UnsupportedModel.
+
+    ``progress(done, total)`` is told of each layer that is loaded.
+    """
     directory = resolve(settings.model)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     config = read_config(directory)
     defaults = read_generation_defaults(directory)
     torch.set_num_threads(pick_threads(settings.threads, config))
-    weights, fingerprint = load_weights(directory, config, dtype=dtype, device=device)
+    weights, fingerprint = load_weights(directory, config, dtype=dtype, device=device, progress=progress)
     backbone = Backbone(config, weights, settings.max_sequence)
     free = free_memory(device)
     slots, hot = slot_counts(backbone, settings.resident_bytes or free // 4)
