@@ -214,7 +214,7 @@ async def test_a_client_that_goes_ends_its_generation(service: Service, stream: 
     assert isinstance(cancel, Cancel)
     assert isinstance(message, Generate)
     assert cancel.id == message.id
-    await call
+    await asyncio.wait_for(call, 10)
     assert service.client.open_requests == 0
 
 
@@ -237,7 +237,7 @@ async def test_a_stream_gives_each_token_as_it_comes(service: Service, tokenizer
             continue
         await until(lambda wanted=shown: text_of(out) == wanted)
     service.answer(Finished(message.id, "length", 0, 5, len(tokens), Timings()))
-    await call
+    await asyncio.wait_for(call, 10)
     assert out[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
@@ -247,7 +247,7 @@ async def test_worker_error_in_a_stream(service: Service) -> None:
     await service.until_seen(Generate)
     await until(lambda: len(out) > 1)
     service.client.detach("the worker ended with exit code 9")
-    await call
+    await asyncio.wait_for(call, 10)
     told = events(b"".join(message.get("body", b"") for message in out).decode())
     assert told[-1][0] == "error"
     assert told[-1][1]["error"]["code"] == "worker_unavailable"

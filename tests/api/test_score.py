@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from app.api.tokens import Tokenizer
@@ -60,4 +62,4 @@ async def test_a_client_that_goes_ends_its_score(service: Service) -> None:
     assert isinstance(message, Score)
     assert isinstance(cancel, Cancel)
     assert cancel.id == message.id
-    await call
+    await asyncio.wait_for(call, 10)
