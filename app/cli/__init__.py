@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from io import TextIOWrapper
 from typing import NoReturn
@@ -10,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from app.cli import ask, chat, serve, teach, tenants
-from app.cli.errors import Refusal
+from app.cli.errors import FAILED, Refusal
 
 app = typer.Typer(
     name="memoryllm",
@@ -31,7 +32,10 @@ app.add_typer(tenants.app, name="tenants")
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(installed_version("memoryllm-serve"))
+    try:
+        print(installed_version("memoryllm-serve"))
+    except PackageNotFoundError:
+        raise Refusal("memoryllm-serve is not installed: run from a checkout", FAILED) from None
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -129,3 +130,15 @@ def test_usage_errors(run: Run, fake: Fake) -> None:
     ):
         assert run(*arguments).code == 2
     assert fake.seen == []
+
+
+def test_the_version_is_the_installed_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.cli.installed_version", lambda name: f"1.2.3 of {name}")
+    assert run("version").out == "1.2.3 of memoryllm-serve\n"
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("app.cli.installed_version", missing)
+    ran = run("version")
+    assert (ran.code, ran.out) == (5, "")
