@@ -7,6 +7,7 @@ an answer counts if the generated text, stripped, equals the value. Names and va
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--collisions", type=int, nargs="*", default=[0, 1, 2, 4, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bf16: faster, not what is served")
+    parser.add_argument("--progress", type=Path, help="file for the table so far, after every batch")
     parser.add_argument("--seed", type=int, default=20261123)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -206,6 +208,10 @@ def main() -> None:
             evaluation.run(facts, arguments.updates, arguments.warm)
             if arguments.collisions:
                 evaluation.collisions(facts, arguments.collisions)
+            done = start + count
+            print(f"{done} facts, {time.time() - begin:.0f} seconds", file=sys.stderr, flush=True)
+            if arguments.progress:
+                arguments.progress.write_text(table(evaluation.results) + "\n")
     print(table(evaluation.results))
     print(f"\n{time.time() - begin:.0f} seconds")
 
