@@ -254,7 +254,7 @@ class Engine:
     # ------------------------------------------------------------ one step
 
     def step(self) -> bool:
-        """Plans and runs one step. True if it moved any token; False if all there is waits or nothing is left."""
+        """Plans and runs one step. False if nothing can move before something comes from outside."""
         self.updates.publish()
         self.tenants.step()
         self._fail_unloadable()
@@ -268,10 +268,10 @@ class Engine:
         for tenant, read in plan.wanted:
             self._wanted_at.setdefault(tenant, now)
             self.residency.prepare(tenant, read=read)
-        if plan.idle:
-            return False
-        self._run(plan)
-        return True
+        if not plan.idle:
+            self._run(plan)
+        # what has just started, an update's first context above all, has its tokens in the next plan
+        return bool(plan.start) or not plan.idle
 
     def _fail_unloadable(self) -> None:
         while self.residency.failures:

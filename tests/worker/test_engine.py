@@ -112,6 +112,17 @@ def test_an_update_is_committed_before_it_is_acknowledged(harness: Harness) -> N
     assert commits == 1
 
 
+def test_the_engine_asks_for_another_step_while_it_has_work(harness: Harness) -> None:
+    """The loop sleeps when ``step`` says False: then only a background result may be what is waited for."""
+    request_id = harness.begin_update("ada", text(), text())
+    for _ in range(200):
+        moved = harness.step()
+        if harness.engine.idle:
+            break
+        assert moved or harness.inline.waiting, "the loop would sleep with work at hand"
+    assert isinstance(harness.final(request_id), Updated)
+
+
 def test_a_running_generation_reads_the_version_it_began_with(backbone: Backbone) -> None:
     alone = Harness(backbone)
     expected = alone.generate("ada", PROMPT, 40)
