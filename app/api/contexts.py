@@ -30,6 +30,7 @@ _WIDE_PAUSE = re.compile(r"[、，；：]")
 _ABBREVIATION = re.compile(r"(?:^|[\s(\"'])(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|[A-Z])\.$")
 # with more pieces than this to go, each is chosen for itself
 _FAR = 4
+_SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 _JOINER = "\N{ZERO WIDTH JOINER}"
 
 
@@ -203,4 +204,4 @@ def _joined(text: str, position: int) -> bool:
     if not 0 < position < len(text):
         return False
     after, before = text[position], text[position - 1]
-    return unicodedata.category(after).startswith("M") or _JOINER in (after, before)
+    return unicodedata.category(after).startswith("M") or after in _SKIN_TONES or _JOINER in (after, before)

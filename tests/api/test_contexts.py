@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.api.contexts import Sizes, cut_text, cut_tokens, repeat_text, repeat_tokens
-from app.api.tokens import Tokenizer
+from app.api.tokens import Encoded, Tokenizer
 
 SIZES = Sizes(least=4, most=32, repeated=8)
 SENTENCE = "Maya moved to Lisbon and teaches the cello. "
@@ -76,8 +76,10 @@ def test_prose_is_cut_at_sentence_ends_into_even_pieces(tokenizer: Tokenizer, co
         ("One two three four five six seven eight! Nine ten eleven twelve thirteen.", "eight! "),
         ("One two three four “five six seven eight?” Nine ten eleven twelve thirteen.", "eight?” "),
         ("One two three four five six seven eight\n\nNine ten eleven twelve thirteen.", "eight\n\n"),
-        ("One two three Dr. Four five six seven eight. Nine J. R. ten eleven twelve.", "eight. "),
-        ("One two three 3.5 e.g. five six seven eight. Nine ten eleven twelve thirteen", "eight. "),
+        ("One two three four five six Dr. Seven eight. Nine ten eleven twelve thirteen.", "eight. "),
+        ("One two three four five six J. R. Seven eight. Nine ten eleven twelve thirteen.", "eight. "),
+        ("One two three four five six e.g. seven eight. Nine ten eleven twelve thirteen.", "eight. "),
+        ("One two three four five six vol. seven eight. Nine ten eleven twelve thirteen.", "eight. "),
         ("一二三四五六七八九十。一二三四五六七八九。", "十。"),
         ("One two three four five six seven eight, nine ten eleven twelve thirteen", "eight, "),
     ],
@@ -90,10 +92,23 @@ def test_where_a_cut_falls(tokenizer: Tokenizer, text: str, cut_after: str) -> N
 
 
 def test_a_character_is_never_torn(tokenizer: Tokenizer) -> None:
-    family = "👩‍👩‍👧"
+    # several tokens each, none of which the tokenizer has seen together
+    family = "👩🏿‍🚒"
+    assert len(tokenizer.ids(family)) > 4
     pieces = cut_text(family * 30, Sizes(4, 40, 8), tokenizer.encode)
     assert len(pieces) > 1
-    assert all((piece.text or "").startswith("👩") and (piece.text or "").endswith("👧") for piece in pieces)
+    assert all((piece.text or "").startswith("👩") and (piece.text or "").endswith("🚒") for piece in pieces)
+
+
+@given(text=texts)
+def test_sizes_hold_where_a_cut_adds_tokens(text: str) -> None:
+    # as tokenizers do that put a space before every text, only worse
+    def encode(piece: str) -> Encoded:
+        return Encoded([7] * 3 + [8] * len(piece), [0] * 3 + list(range(len(piece))))
+
+    pieces = cut_text(text, SIZES, encode)
+    assert "".join(piece.text or "" for piece in pieces) == text
+    assert max(len(piece.tokens) for piece in pieces) <= SIZES.most
 
 
 @given(tokens=st.lists(st.integers(0, 99), min_size=4, max_size=500))
