@@ -9,9 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import torch
 
 from app.errors import (
     DeadlineExceeded,
@@ -29,48 +26,26 @@ from app.messages import (
     Drain,
     EraseTenant,
     Failed,
-    Finished,
     Generate,
     Request,
     Score,
-    Scored,
     Stats,
     Timings,
-    TokenLogprob,
-    Tokens,
     Update,
     Updated,
     UpdateProgress,
 )
 from app.model.backbone import Backbone
-from app.model.sampling import Choice, Sampler, choose
+from app.model.sampling import choose
 from app.store.base import BlockRecord, Store
 from app.worker.jobs import Job, Kind, Phase, Plan
+from app.worker.numbers import Numbers
+from app.worker.reads import Reads
 from app.worker.rows import Rows
 from app.worker.runner import ReadChunk, Runner, UpdateChunk
 from app.worker.scheduler import Limits, Scheduler
-from app.worker.sequence import Sequence, begin
 from app.worker.tenants import Tenants
 from app.worker.updates import UpdateRun, Updates, digest
-
-
-@dataclass
-class _Clock:
-    """When a read's stages were reached, in seconds of the monotonic clock."""
-
-    arrival: float
-    started: float = 0.0
-    wanted: float = 0.0
-    first_token: float = 0.0
-
-
-@dataclass(eq=False)
-class _Read:
-    message: Generate | Score
-    job: Job
-    clock: _Clock
-    sequence: Sequence | None = None
-    sent_version: bool = field(default=False)
 
 
 class Engine:
@@ -96,7 +71,15 @@ class Engine:
         self._rows = Rows(limits.cache_rows + 1)
         self.scheduler = Scheduler(limits)
         self.runner = Runner(backbone, arena, limits.cache_rows + 1)
-        self._reads: dict[str, _Read] = {}
+        self.numbers = Numbers()
+        self.reads = Reads(
+            backbone,
+            arena,
+            self._rows,
+            self.numbers,
+            finish=self.scheduler.finish,
+            emit=self.emit,
+        )
         self._runs: dict[str, UpdateRun] = {}
         self._pending_updates: dict[str, Update] = {}
         self._wanted_at: dict[str, float] = {}
@@ -110,8 +93,6 @@ class Engine:
             compacted_after=compacted_after,
         )
         self.tenants = Tenants(self, residency, store)
-        self._counters: Counter[str] = Counter()
-        self._observations: dict[str, list[float]] = {}
 
     # ------------------------------------------------------------ background work
 
@@ -149,7 +130,7 @@ class Engine:
     def handle(self, message: Request) -> None:
         """Takes a request; what comes of it appears in the outbox now or later."""
         if isinstance(message, Cancel):
-            self._cancel(message.id)
+            self.reads.cancel(message.id)
         elif isinstance(message, Drain):
             self.draining = True
         else:
@@ -165,9 +146,12 @@ class Engine:
             except ServiceError as error:
                 self.fail(message.id, error)
 
+    def emit(self, answer: Answer) -> None:
+        self.outbox.append(answer)
+
     def fail(self, request_id: str, error: ServiceError) -> None:
-        self._counters[f"requests_failed_total:{error.code}"] += 1
-        self.outbox.append(Failed(request_id, error.code, error.message, error.param, error.retry_after))
+        self.numbers.count(f"requests_failed_total:{error.code}")
+        self.emit(Failed(request_id, error.code, error.message, error.param, error.retry_after))
 
     def _check_tokens(self, tokens: list[int], param: str) -> None:
         """Raises InvalidRequest. The API has checked this already; memory is not trusted to one process."""
@@ -204,7 +188,7 @@ class Engine:
             priority=message.priority if isinstance(message, Generate) else 0,
         )
         self.scheduler.submit(job)
-        self._reads[job.id] = _Read(message, job, _Clock(now))
+        self.reads.add(message, job)
 
     def _take_update(self, message: Update) -> None:
         self.tenants.check_not_erasing(message.tenant)
@@ -228,17 +212,13 @@ class Engine:
         self.scheduler.submit(job)
         self._pending_updates[job.id] = message
 
-    def _cancel(self, request_id: str) -> None:
-        read = self._reads.get(request_id)
-        if read is not None:
-            self._end_read(read, "cancelled")
-
     def fail_tenant(self, tenant: str, error: ServiceError) -> int:
         """Fails the tenant's jobs; an update whose block is being written fails when that is done."""
         jobs = self.scheduler.of(tenant)
         for job in jobs:
-            if job.id in self._reads:
-                self._drop_read(self._reads[job.id], error)
+            if job.id in self.reads:
+                self.reads.release(job.id)
+                self.fail(job.id, error)
             elif job.id in self._pending_updates:
                 del self._pending_updates[job.id]
                 self.scheduler.finish(job)
@@ -260,7 +240,8 @@ class Engine:
         self._fail_unloadable()
         plan = self.scheduler.plan(time.monotonic(), self.residency)
         for job in plan.expired:
-            self._expire(job)
+            self.reads.release(job.id)
+            self.fail(job.id, DeadlineExceeded("the request's deadline has passed"))
         now = time.monotonic()
         # those that start pin their memories first, before others' loading looks for one to evict
         for job in plan.start:
@@ -278,11 +259,6 @@ class Engine:
             tenant, error = self.residency.failures.popitem()
             self.fail_tenant(tenant, error)
 
-    def _expire(self, job: Job) -> None:
-        read = self._reads.get(job.id)
-        if read is not None:
-            self._drop_read(read, DeadlineExceeded("the request's deadline has passed"))
-
     def _start(self, job: Job, now: float) -> None:
         memory = self.residency.get(job.tenant)
         assert memory is not None
@@ -290,8 +266,8 @@ class Engine:
         if job.kind is Kind.UPDATE:
             self._start_update(job, memory, now, now - wanted)
         else:
-            self._start_read(self._reads[job.id], memory, now, wanted)
-        self._observe("request_queue_time_seconds", now - job.arrival)
+            self.reads.start(job, memory, now, wanted)
+        self.numbers.observe("request_queue_time_seconds", now - job.arrival)
 
     def _start_update(self, job: Job, memory: Memory, now: float, loading: float) -> None:
         memory.pins += 1
@@ -300,142 +276,46 @@ class Engine:
         self._runs[job.id] = run
         self.updates.begin(run)
 
-    def _start_read(self, read: _Read, memory: Memory, now: float, wanted: float) -> None:
-        read.clock.started, read.clock.wanted = now, max(wanted, read.clock.arrival)
-        view = self.arena.read(memory)
-        message = read.message
-        pages, rows = self._rows.take(read.job.room)
-        tokens = (
-            list(message.tokens) if isinstance(message, Generate) else message.prompt + message.continuation
-        )
-        sequence = begin(
-            read.job.id,
-            memory,
-            view,
-            tokens,
-            pages,
-            rows,
-            has_bos=self.backbone.config.add_bos_embedding,
-            prompt_position=self.backbone.config.prompt_position,
-        )
-        if isinstance(message, Generate):
-            s = message.sampling
-            sequence.sampler = Sampler(
-                s.temperature, s.top_p, s.top_k, s.min_p, s.repetition_penalty, s.seed, s.logprobs
-            )
-            if s.repetition_penalty != 1:
-                seen = torch.zeros(self.backbone.config.vocab_size, dtype=torch.bool)
-                seen[tokens] = True
-                sequence.sampler.seen = seen.to(self.backbone.device)
-            sequence.max_tokens, sequence.stop_tokens = s.max_tokens, frozenset(s.stop_tokens)
-        else:
-            sequence.scored = len(message.continuation)
-        read.sequence = sequence
-
     def _run(self, plan: Plan) -> None:
-        decode = [s for job in plan.decode if (s := self._reads[job.id].sequence) is not None]
+        decode = [self.reads.sequence(job.id) for job in plan.decode]
         reads, updates, runs = [], [], []
         for chunk in plan.chunks:
             if chunk.job.reads:
-                sequence = self._reads[chunk.job.id].sequence
-                assert sequence is not None
-                reads.append(ReadChunk(sequence, chunk.start, chunk.count))
-                self._counters["prompt_tokens_total"] += chunk.count
+                reads.append(ReadChunk(self.reads.sequence(chunk.job.id), chunk.start, chunk.count))
+                self.numbers.count("prompt_tokens_total", chunk.count)
             else:
                 run = self._runs[chunk.job.id]
                 assert run.current is not None
                 tokens = run.context.tokens[chunk.start : chunk.start + chunk.count]
                 updates.append(UpdateChunk(run.current, chunk.start, tokens))
                 runs.append(run)
-                self._counters["update_tokens_total"] += chunk.count
+                self.numbers.count("update_tokens_total", chunk.count)
         sequences, logits = self.runner.step(decode, reads, updates)
-        self._counters["steps_total"] += 1
+        self.numbers.count("steps_total")
         if sequences:
             samplers = [s.sampler for s in sequences if s.sampler is not None]
             for sequence, choice in zip(sequences, choose(logits, samplers), strict=True):
-                self._accept(self._reads[sequence.id], sequence, choice)
+                self.reads.accept(sequence, choice)
         for read_chunk in reads:
             if read_chunk.sequence.scored:
-                self._finish_score(self._reads[read_chunk.sequence.id], read_chunk.sequence)
+                self.reads.advance_score(read_chunk.sequence)
         for run in runs:
             if run.current is not None and run.current.finished:
                 self.updates.computed(run)
 
-    # ------------------------------------------------------------ reads
-
-    def _accept(self, read: _Read, sequence: Sequence, choice: Choice) -> None:
-        if read.job.phase is Phase.PREFILL:
-            read.job.phase = Phase.DECODE
-            read.clock.first_token = time.monotonic()
-            self._observe("time_to_first_token_seconds", read.clock.first_token - read.clock.arrival)
-        if choice.token in sequence.stop_tokens:
-            self._end_read(read, "stop", stop_token=choice.token)
-            return
-        sequence.tokens.append(choice.token)
-        self._counters["generation_tokens_total"] += 1
-        logprobs = None
-        if choice.logprob is not None:
-            logprobs = [TokenLogprob(choice.logprob, list(choice.top))]
-        version = None if read.sent_version else sequence.view.version
-        read.sent_version = True
-        self.outbox.append(Tokens(sequence.id, [choice.token], logprobs, version))
-        if sequence.produced == sequence.max_tokens:
-            self._end_read(read, "length")
-
-    def _finish_score(self, read: _Read, sequence: Sequence) -> None:
-        if sequence.computed < len(sequence.tokens) - 1:
-            return
-        self.outbox.append(Scored(sequence.id, sequence.logprobs, sequence.greedy, sequence.view.version))
-        self._release(read)
-
-    def _end_read(self, read: _Read, reason: str, *, stop_token: int | None = None) -> None:
-        now, clock, sequence = time.monotonic(), read.clock, read.sequence
-        memory_version = 0 if sequence is None else sequence.view.version
-        if isinstance(read.message, Generate):
-            self.outbox.append(
-                Finished(
-                    read.job.id,
-                    reason,
-                    memory_version,
-                    len(read.message.tokens),
-                    0 if sequence is None else sequence.produced,
-                    Timings(
-                        queue=(clock.started or now) - clock.arrival,
-                        load=max(0.0, clock.started - clock.wanted) if clock.started else 0.0,
-                        first_token=max(0.0, clock.first_token - clock.arrival),
-                        total=now - clock.arrival,
-                    ),
-                    stop_token,
-                )
-            )
-            self._counters[f"requests_finished_total:{reason}"] += 1
-            self._observe("e2e_request_latency_seconds", now - clock.arrival)
-        self._release(read)
-
-    def _drop_read(self, read: _Read, error: ServiceError) -> None:
-        self._release(read)
-        self.fail(read.job.id, error)
-
-    def _release(self, read: _Read) -> None:
-        self.scheduler.finish(read.job)
-        del self._reads[read.job.id]
-        if read.sequence is not None:
-            self._rows.give(read.sequence.pages)
-            self.arena.release(read.sequence.memory, read.sequence.view)
-
     # ------------------------------------------------------------ updates
 
     def _update_progress(self, run: UpdateRun) -> None:
-        self._counters["update_blocks_total"] += 1
-        self._counters["forgotten_tokens_total"] += self.backbone.config.num_tokens
-        self.outbox.append(UpdateProgress(run.job.id, run.index, len(run.contexts), run.memory.version))
+        self.numbers.count("update_blocks_total")
+        self.numbers.count("forgotten_tokens_total", self.backbone.config.num_tokens)
+        self.emit(UpdateProgress(run.job.id, run.index, len(run.contexts), run.memory.version))
 
     def _update_finished(self, run: UpdateRun, replayed: list[BlockRecord] | None) -> None:
         """``replayed`` are the records of the same update done before, under its idempotency key."""
         now = time.monotonic()
         versions = [r.version for r in replayed] if replayed else run.versions
         shares = [self.backbone.config.surviving_share(versions[-1] - v) for v in versions]
-        self.outbox.append(
+        self.emit(
             Updated(
                 run.job.id,
                 memory_version=versions[-1],
@@ -448,7 +328,7 @@ class Engine:
                 replayed=replayed is not None,
             )
         )
-        self._observe("update_latency_seconds", now - run.job.arrival)
+        self.numbers.observe("update_latency_seconds", now - run.job.arrival)
         self._end_update(run)
 
     def _update_failed(self, run: UpdateRun, error: ServiceError) -> None:
@@ -462,13 +342,9 @@ class Engine:
 
     # ------------------------------------------------------------ numbers
 
-    def _observe(self, name: str, value: float) -> None:
-        self._observations.setdefault(name, []).append(value)
-
     def stats(self) -> Stats:
         """The heartbeat's numbers; observations are handed over once."""
         counts, residency = self.scheduler.counts, self.residency
-        observations, self._observations = self._observations, {}
         loads = {f"memory_loads_total:{tier}": float(n) for tier, n in residency.loads.items()}
         return Stats(
             time=time.time(),
@@ -478,14 +354,14 @@ class Engine:
                 **{f"memories:{tier}": float(count) for tier, count in residency.counts.items()},
             },
             counters={
-                **{name: float(count) for name, count in self._counters.items()},
+                **{name: float(count) for name, count in self.numbers.counters.items()},
                 **loads,
                 "memory_evictions_total": float(residency.evictions),
                 "store_commits_total": float(self.updates.commits),
                 "store_committed_bytes_total": float(self.updates.committed_bytes),
                 "store_compactions_total": float(self.updates.compactions),
             },
-            observations=observations,
+            observations=self.numbers.take_observations(),
         )
 
     def erase(self, message: EraseTenant) -> None:

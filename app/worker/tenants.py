@@ -81,7 +81,7 @@ class Tenants:
                 self.engine.fail(request_id, error)
             else:
                 assert isinstance(result, Body)
-                self.engine.outbox.append(Reply(request_id, result))
+                self.engine.emit(Reply(request_id, result))
 
         self.engine.background(tenant, work, done)
 
@@ -187,7 +187,7 @@ class Tenants:
                 self.engine.fail(message.id, error)
                 return
             receipt = result
-            self.engine.outbox.append(
+            self.engine.emit(
                 Reply(
                     message.id,
                     Erased(receipt.tenant, receipt.version, receipt.blobs, receipt.bytes, erasure.cancelled),  # type: ignore[attr-defined]
