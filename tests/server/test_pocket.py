@@ -144,7 +144,8 @@ def test_a_client_that_goes_away_ends_its_generation(server: ServerProcess) -> N
         httpx.Client(base_url=server.url, timeout=30.0, trust_env=False) as http,
         http.stream("POST", "/generate", json=body) as answer,
     ):
-        next(answer.iter_lines())
+        lines = answer.iter_lines()
+        next(lines)
         until(lambda: metric("num_requests_running") == 1, "the generation running")
         before = metric("generation_tokens_total")
     until(lambda: metric("num_requests_running") == 0, "the generation's end")
