@@ -158,6 +158,16 @@ def test_files_of_another_tenant_or_another_version_are_noticed(tmp_path: Path) 
         store.close()
 
 
+def test_a_name_that_is_another_tenant_s_is_not_believed(tmp_path: Path) -> None:
+    disk = small_store(tmp_path)
+    store = DiskStore(tmp_path, files=disk)
+    ada, bob = (store._home.directory(tenant) for tenant in ("ada", "bob"))
+    store.close()
+    store = DiskStore(tmp_path, files=_with(disk, ada / "name", disk.read(bob / "name")))
+    assert list(store.tenants()) == ["ada", "bob"]
+    store.close()
+
+
 def test_a_tenant_whose_name_and_manifest_are_both_damaged_is_still_reached_by_name(tmp_path: Path) -> None:
     disk = small_store(tmp_path)
     for path, leaf in disk.leaves():
