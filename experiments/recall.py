@@ -82,10 +82,14 @@ async def measure(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--facts", type=int, default=500)
-    parser.add_argument("--later", type=int, nargs="*", default=[0, 1, 5, 10], help="unrelated updates between")
+    parser.add_argument(
+        "--later", type=int, nargs="*", default=[0, 1, 5, 10], help="unrelated updates between"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write figures and misses here")
@@ -107,7 +111,10 @@ def main() -> int:
     if arguments.json:
         figures = {m: tally.share(m) for m in ["empty", *map(str, later)]}
         arguments.json.write_text(
-            json.dumps({"server": ready, "facts": arguments.facts, "share": figures, "misses": tally.misses}, indent=1)
+            json.dumps(
+                {"server": ready, "facts": arguments.facts, "share": figures, "misses": tally.misses},
+                indent=1,
+            )
         )
     return 0
 

@@ -60,14 +60,18 @@ async def measure(url: str, tenants: int, tokens: int, rounds: int) -> dict[str,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--tenants", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     speeds = asyncio.run(measure(arguments.url, arguments.tenants, arguments.tokens, arguments.rounds))
-    table = Table(title=f"{arguments.tenants} tenants, {arguments.tokens} tokens each, {arguments.rounds} rounds")
+    table = Table(
+        title=f"{arguments.tenants} tenants, {arguments.tokens} tokens each, {arguments.rounds} rounds"
+    )
     for column in ("", "tokens/s, median", "min", "max"):
         table.add_column(column, justify="right" if column else "left")
     for way, values in speeds.items():
