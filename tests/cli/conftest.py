@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -140,9 +141,25 @@ def run(fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     return call
 
 
-def start(fake: Fake, *arguments: str, **pipes: Any) -> subprocess.Popen[bytes]:
-    """The command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "app.cli", *arguments, "--url", fake.url],
-        **({"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | pipes),
-    )
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(fake: Fake) -> Iterator[Start]:
+    """Starts a command as a process of its own, which does not outlive the test."""
+    with ExitStack() as stack:
+
+        def started(*arguments: str, **pipes: Any) -> subprocess.Popen[bytes]:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "app.cli", *arguments, "--url", fake.url],
+                    **(
+                        {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+                        | pipes
+                    ),
+                )
+            )
+            stack.callback(process.kill)
+            return process
+
+        yield started

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cli.conftest import UPDATED, Fake, start
+from tests.cli.conftest import UPDATED, Fake, Start
 
 
 def test_client_commands_import_neither_torch_nor_the_server(fake: Fake) -> None:
@@ -28,35 +28,35 @@ def test_client_commands_import_neither_torch_nor_the_server(fake: Fake) -> None
     assert ran.stdout == "a\n[]\n"
 
 
-def test_ctrl_c_ends_a_generation_and_its_connection(fake: Fake) -> None:
+def test_ctrl_c_ends_a_generation_and_its_connection(fake: Fake, start: Start) -> None:
     fake.events("/generate", (None, {"text": "Tar"}), open_end=True)
-    with start(fake, "generate", "x", "--stream") as process:
-        assert process.stdout is not None
-        assert process.stdout.read(3) == b"Tar"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    process = start("generate", "x", "--stream")
+    assert process.stdout is not None
+    assert process.stdout.read(3) == b"Tar"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"\n")
     assert b"Traceback" not in err
     assert fake.client_left.wait(60)
 
 
-def test_a_reader_that_goes_away_is_no_failure_to_trace(fake: Fake) -> None:
+def test_a_reader_that_goes_away_is_no_failure_to_trace(fake: Fake, start: Start) -> None:
     fake.events("/generate", *[(None, {"text": "x" * 60_000})] * 20, open_end=True)
-    with start(fake, "generate", "x", "--stream") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert b"Traceback" not in process.stderr.read()
-    assert process.returncode == 1
+    process = start("generate", "x", "--stream")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    assert process.wait(60) == 1
 
 
 class Terminal:
     """A command on a terminal of its own."""
 
-    def __init__(self, fake: Fake, *arguments: str) -> None:
+    def __init__(self, start: Start, *arguments: str) -> None:
         self._ours, theirs = pty.openpty()
         self.process = start(
-            fake, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            *arguments, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
             env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
         )  # fmt: skip
         os.close(theirs)
@@ -81,8 +81,6 @@ class Terminal:
         return self.process.wait(60)
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
         os.close(self._ours)
 
 
@@ -90,12 +88,12 @@ OnTerminal = Callable[..., Terminal]
 
 
 @pytest.fixture
-def terminal(fake: Fake) -> Iterator[OnTerminal]:
+def terminal(start: Start) -> Iterator[OnTerminal]:
     """Starts a command on a terminal."""
     with contextlib.ExitStack() as stack:
 
         def on_terminal(*arguments: str) -> Terminal:
-            return stack.enter_context(contextlib.closing(Terminal(fake, *arguments)))
+            return stack.enter_context(contextlib.closing(Terminal(start, *arguments)))
 
         yield on_terminal
 
