@@ -149,11 +149,14 @@ def test_files_of_another_tenant_or_another_version_are_noticed(tmp_path: Path) 
     ada, bob = (store._home.directory(tenant) for tenant in ("ada", "bob"))
     store.close()
     blocks = {path.parent: path for path, _ in disk.leaves() if path.suffix == ".block"}
-    for target, source in ((ada / "manifest", bob / "manifest"), (blocks[ada], blocks[bob])):
+    for target, source, said in (
+        (ada / "manifest", bob / "manifest", "belongs to another tenant"),
+        (blocks[ada], blocks[bob], "a blob is damaged"),
+    ):
         changed = _with(disk, target, disk.read(source))
         store = DiskStore(tmp_path, files=changed)
         everything(store, "bob")
-        with pytest.raises(TenantQuarantined):
+        with pytest.raises(TenantQuarantined, match=said):
             everything(store, "ada")
         store.close()
 
