@@ -95,7 +95,7 @@ class Ours:
                 "device": "cpu",
                 "dtype": "float32",
                 "store": f"disk://{store}",
-                "resident_bytes": 2**30,
+                "resident_bytes": 2**31,
                 "max_sequence": 1024,
                 "context_tokens": 4096,
             }
