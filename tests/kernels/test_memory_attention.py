@@ -1,0 +1,268 @@
+"""The attention kernels under Triton's interpreter, against float64 written out row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.checks import INTERPRETED, BadKernelInput
+from kernels.memory_attention import Rotation, Scratch, Tuning, memory_attention, reference
+from kernels.plan import Plan, PlanShape
+from kernels.rotate import rotate_pool
+
+CACHE_ROWS = 23
+STEP = 16
+# hot, slot, table, limit of each row
+Reads = list[tuple[int, int, int, int]]
+MIXED: Reads = [(2, 0, 0, 5), (0, 1, 1, 1), (2, 0, 2, 12), (-1, -1, 3, 9), (1, 2, 4, 0), (3, 1, 5, 3)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer's tensors; ``hot`` is in version order unlike ``slot``: two versions of pool 1 are read."""
+
+    reads: Reads
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    rank: Tensor
+    cos: Tensor
+    sin: Tensor
+    cache_key: Tensor
+    cache_value: Tensor
+    table: Tensor
+    shape: PlanShape
+
+    @classmethod
+    def random(
+        cls,
+        reads: Reads,
+        *,
+        slots: int = 37,
+        spare: int = 5,
+        kv_heads: int = 1,
+        group: int = 2,
+        head_dim: int = 16,
+        workers: int = 3,
+        tile_rows: int = 16,
+        dtype: torch.dtype = torch.float32,
+    ) -> Case:
+        generator = torch.Generator().manual_seed(slots + head_dim + group)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator).to(dtype)
+
+        owner_of_hot = [1, 2, 0, 1]
+        rank = torch.stack([torch.randperm(slots, generator=generator, dtype=torch.int32) for _ in range(4)])
+        rank[rank >= slots - spare] = -1
+        key, value = normal(3, kv_heads, slots, head_dim), normal(3, kv_heads, slots, head_dim)
+        # one pool's spare slots hold poison; the other version of pool 1 may read what this one may not
+        for hot in (1, 2):
+            key[owner_of_hot[hot]][:, rank[hot] < 0] = torch.nan
+            value[owner_of_hot[hot]][:, rank[hot] < 0] = torch.nan
+        angles = torch.arange(slots + 1)[:, None] * 0.3 ** torch.arange(head_dim // 2)
+        return cls(
+            reads,
+            normal(len(reads), kv_heads * group, head_dim),
+            key,
+            value,
+            rank,
+            torch.cat([angles.cos(), angles.cos()], -1).to(dtype),
+            torch.cat([-angles.sin(), angles.sin()], -1).to(dtype),
+            normal(CACHE_ROWS, kv_heads, head_dim),
+            normal(CACHE_ROWS, kv_heads, head_dim),
+            torch.randint(CACHE_ROWS, (max(r[2] for r in reads) + 1, 13), generator=generator),
+            PlanShape(len(reads) + 2, workers, tile_rows, group, STEP),
+        )
+
+    @property
+    def hot_key(self) -> Tensor:
+        slot = torch.tensor([1, 2, 0, 1])
+        # a poisoned spare slot must not reach the reference, which turns all of them
+        source = self.key[slot].clone()
+        out = torch.empty_like(source)
+        rotate_pool(source, self.rank, self.cos, self.sin, 1, out)
+        return out
+
+    @property
+    def bias(self) -> Tensor:
+        return torch.zeros(self.rank.shape, dtype=self.query.dtype).masked_fill(self.rank < 0, -torch.inf)
+
+    def plan(self, reads: Reads | None = None) -> Plan:
+        plan = Plan.allocate(self.shape, "cpu")
+        hot, slot, table, limit = zip(*(self.reads if reads is None else reads), strict=True)
+        slots = self.rank.shape[1]
+        tables = (self.table.shape[0], self.table.shape[1])
+        plan.fill(hot, slot, table, limit, pool_slots=slots, pools=(4, 3), tables=tables)
+        return plan
+
+    def run(self, *, rotating: bool = False, **changes: Any) -> Tensor:
+        scratch = Scratch.allocate(self.shape, self.value.shape[1], self.query.shape[2], "cpu")
+        scratch.partial.fill_(torch.nan)
+        scratch.normaliser.fill_(torch.nan)
+        out = torch.full_like(self.query, torch.nan)
+        arguments: dict[str, Any] = {
+            "query": self.query,
+            "key": self.key if rotating else self.hot_key,
+            "value": self.value,
+            "bias": None if rotating else self.bias,
+            "cache_key": self.cache_key,
+            "cache_value": self.cache_value,
+            "table": self.table,
+            "plan": changes.pop("plan", None) or self.plan(),
+            "scratch": scratch,
+            "out": out,
+            "rotation": Rotation(self.rank, self.cos, self.sin, 1) if rotating else None,
+            "compiled": Tuning(STEP, 4, 3),
+        }
+        memory_attention(**(arguments | changes))
+        return out
+
+    def expected(self) -> Tensor:
+        hot, slot, table, limit = (list(x) for x in zip(*self.reads, strict=True))
+        hidden = (self.query, self.hot_key, self.value)
+        query, key, value = (t.double() for t in hidden)
+        cache = self.cache_key.double(), self.cache_value.double()
+        return reference(query, key, value, self.rank >= 0, *cache, self.table, hot, slot, table, limit)
+
+    def check(self, *, rotating: bool = False, tolerance: float = 2e-6) -> None:
+        out = self.run(rotating=rotating)
+        torch.testing.assert_close(out.double(), self.expected(), atol=tolerance, rtol=tolerance)
+
+
+def test_the_kernels_run_in_the_interpreter() -> None:
+    assert INTERPRETED
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+@pytest.mark.parametrize(
+    ("group", "head_dim"),
+    [(1, 16), (2, 64), (3, 80), (4, 128), (5, 32), (6, 48), (7, 16), (8, 96), (9, 256)],
+)
+def test_groups_and_head_sizes(group: int, head_dim: int, rotating: bool) -> None:
+    reads: Reads = [(2, 0, 0, 5), (3, 1, 1, 1), (2, 0, 2, 12)]
+    Case.random(reads, group=group, head_dim=head_dim).check(rotating=rotating)
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+def test_tenants_versions_and_contexts_of_all_kinds(rotating: bool) -> None:
+    """No pool, no context, two versions of a pool, two sequences of a tenant."""
+    Case.random(MIXED, kv_heads=2).check(rotating=rotating)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 40])
+def test_any_number_of_workers(workers: int) -> None:
+    Case.random(MIXED, workers=workers).check()
+
+
+@pytest.mark.parametrize(("slots", "spare"), [(1, 0), (16, 0), (17, 1), (33, 16), (48, 47)])
+def test_pool_sizes_around_a_step(slots: int, spare: int) -> None:
+    Case.random(MIXED[:3], slots=slots, spare=spare, workers=4).check()
+
+
+def test_more_sequences_of_a_tenant_than_a_tile_holds() -> None:
+    Case.random([(2, 0, i, i % 4) for i in range(9)], group=5).check()
+
+
+def test_a_tile_of_many_rows() -> None:
+    Case.random([(2, 0, i, 3) for i in range(9)], group=3, tile_rows=32).check()
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+def test_prompts_see_their_context_causally(rotating: bool) -> None:
+    """Two prompts and a decode row in one launch; the second chunk of a prompt begins where the first ended."""
+    first: Reads = [(2, 0, 0, i + 1) for i in range(11)]
+    second: Reads = [(3, 1, 1, i + 6) for i in range(7)]
+    Case.random([*first, *second, (2, 0, 2, 4)], group=3).check(rotating=rotating)
+
+
+def test_half_precision() -> None:
+    """float16, since the interpreter multiplies the bit patterns of bfloat16."""
+    Case.random(MIXED, head_dim=32, dtype=torch.float16).check(tolerance=4e-3)
+
+
+def test_sharp_scores() -> None:
+    case = Case.random(MIXED)
+    replace(case, query=case.query * 40).check(tolerance=1e-5)
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+def test_a_poisoned_pool_changes_nobody_else_by_a_bit(rotating: bool) -> None:
+    case = Case.random(MIXED, kv_heads=2)
+    clean = case.run(rotating=rotating)
+    key, value = case.key.clone(), case.value.clone()
+    key[1] = value[1] = torch.nan
+    poisoned = replace(case, key=key, value=value).run(rotating=rotating)
+    others = [i for i, read in enumerate(MIXED) if read[1] != 1]
+    assert torch.equal(poisoned[others], clean[others])
+    assert poisoned[[1, 5]].isnan().all()
+
+
+def test_a_poisoned_context_changes_nobody_else_by_a_bit() -> None:
+    case = Case.random(MIXED)
+    table = case.table % (CACHE_ROWS - 1)
+    table[2, :12] = CACHE_ROWS - 1
+    case = replace(case, table=table)
+    clean = case.run()
+    cache_key, cache_value = case.cache_key.clone(), case.cache_value.clone()
+    cache_key[-1] = cache_value[-1] = torch.nan
+    poisoned = replace(case, cache_key=cache_key, cache_value=cache_value).run()
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(poisoned[others], clean[others])
+    assert poisoned[2].isnan().all()
+
+
+def test_rows_that_the_plan_does_not_hold_become_zero() -> None:
+    case = Case.random(MIXED)
+    out = case.run(plan=case.plan(MIXED[:4]))
+    assert (out[4:] == 0).all()
+    torch.testing.assert_close(out[:4].double(), case.expected()[:4], atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("query", lambda t: t[:, :1].contiguous(), "heads"),
+        ("query", lambda t: t[..., :15].contiguous(), "head size"),
+        ("query", lambda t: t.repeat(3, 1, 1), "rows"),
+        ("query", lambda t: t.transpose(0, 1).contiguous().transpose(0, 1), "not contiguous"),
+        ("key", lambda t: t[:, :, 1:].contiguous(), "key has shape"),
+        ("key", lambda t: t.double(), "key is torch.float64"),
+        ("value", lambda t: t.bfloat16(), "value is torch.bfloat16"),
+        ("value", lambda t: t.to("meta"), "value is on meta"),
+        ("bias", lambda t: t[:2], "bias has shape"),
+        ("bias", lambda _: None, "need a bias"),
+        ("cache_key", lambda t: t[:, :, :8], "cache_key has shape"),
+        ("cache_value", lambda t: t[1:], "cache_value has shape"),
+        ("table", lambda t: t.float(), "table is torch.float32"),
+        ("out", lambda t: t[1:], "out has shape"),
+        ("scratch", lambda s: Scratch(s.partial[1:], s.normaliser), "scratch.partial has shape"),
+        ("rotation", lambda _: Rotation(*[torch.zeros(1)] * 3, 0), "give no bias"),
+    ],
+)
+def test_wrong_tensors_are_refused(name: str, change: Any, message: str) -> None:
+    case = Case.random(MIXED)
+    given = {
+        "query": case.query,
+        "key": case.hot_key,
+        "value": case.value,
+        "bias": case.bias,
+        "cache_key": case.cache_key,
+        "cache_value": case.cache_value,
+        "table": case.table,
+        "out": torch.empty_like(case.query),
+        "scratch": Scratch.allocate(case.shape, 1, 16, "cpu"),
+        "rotation": None,
+    }
+    with pytest.raises(BadKernelInput, match=message):
+        case.run(**{name: change(given[name])})
+
+
+def test_a_table_of_angles_that_is_too_short_is_refused() -> None:
+    case = Case.random(MIXED)
+    with pytest.raises(BadKernelInput, match="end before"):
+        case.run(rotating=True, rotation=Rotation(case.rank, case.cos[:-1], case.sin[:-1], 1))
