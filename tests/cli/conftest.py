@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -97,9 +97,18 @@ def fake() -> Iterator[Fake]:
             self.end_headers()
             self.wfile.write(reply.body)
             if reply.open_end:
-                self.wfile.flush()
-                self.connection.recv(1)
+                self._until_the_client_leaves()
                 state.client_left.set()
+
+        def _until_the_client_leaves(self) -> None:
+            # the comments wake a client whose signal came just before it waited
+            self.connection.settimeout(0.2)
+            with suppress(ConnectionError):
+                while True:
+                    with suppress(TimeoutError):
+                        self.connection.recv(1)
+                        return
+                    self.connection.sendall(b": waiting\n\n")
 
         do_GET = do_POST = do_DELETE = _any  # noqa: N815
 

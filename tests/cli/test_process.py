@@ -148,8 +148,8 @@ def test_a_conversation_outlives_refusals_and_interrupted_answers(fake: Fake, te
 def test_ctrl_c_at_the_prompt_ends_a_conversation(terminal: OnTerminal) -> None:
     shell = terminal("chat")
     shell.until("> ")
-    # typed text is echoed, so that the prompt is surely being read
-    shell.type("ab")
-    shell.until("ab")
     shell.process.send_signal(signal.SIGINT)
+    # a signal just before readline waits for a key is seen at the next one
+    with contextlib.suppress(OSError):
+        shell.type("\n")
     assert shell.end() == 130
