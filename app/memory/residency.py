@@ -16,7 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.errors import FingerprintMismatch, ServiceError, TenantExists
+from app.errors import (
+    FingerprintMismatch,
+    ServiceError,
+    TenantExists,
+    TenantNotFound,
+    VersionConflict,
+)
 from app.memory.arena import Arena, Memory, View
 from app.memory.codec import Pool, decode_block, decode_snapshot, encode_snapshot, replay
 from app.model.backbone import Backbone
@@ -201,7 +207,7 @@ class Residency:
             rank = self._fill_base(slot)
             hidden, born = self._base.hidden, self._base.born
         else:
-            pool = self.pool(manifest)
+            manifest, pool = self.settled_pool(manifest)
             rank = self.arena.fill(slot, *self.backbone.project(pool.hidden))
             hidden, born = pool.hidden, pool.born
         tail: Tensor | None = None
@@ -243,6 +249,19 @@ class Residency:
             base = decode_snapshot(self.store.read(tenant, manifest.snapshot.blob))
         blocks = ((b.version, decode_block(self.store.read(tenant, b.blob))) for b in manifest.blocks)
         return replay(base, blocks)
+
+    def settled_pool(self, manifest: Manifest) -> tuple[Manifest, Pool]:
+        """As ``pool``, while compactions go on: one that took a blob away has left a newer manifest."""
+        while True:
+            try:
+                return manifest, self.pool(manifest)
+            except VersionConflict:
+                newer = self.store.load(manifest.tenant)
+                if newer is None:
+                    raise TenantNotFound("there is no such tenant") from None
+                if newer == manifest:
+                    raise
+                manifest = newer
 
     def compact(self, manifest: Manifest) -> Manifest:
         """Writes a snapshot of the pool at the manifest's version in place of its blocks. Any thread."""

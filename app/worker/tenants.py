@@ -128,7 +128,8 @@ class Tenants:
             else:
                 manifest = self._manifest(tenant)
                 self.residency.check(manifest)
-                version, born = manifest.version, self.residency.pool(manifest).born
+                manifest, pool = self.residency.settled_pool(manifest)
+                version, born = manifest.version, pool.born
             return MemoryView(tenant, version, config.num_blocks, config.num_tokens, born.tolist())
 
         return work

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.errors import StoreFailed, StoreFull, TenantQuarantined
+from app.errors import StoreFailed, StoreFull, TenantQuarantined, VersionConflict
+from app.memory.codec import encode_snapshot
 from app.messages import (
     Cancel,
     CreateTenant,
@@ -278,6 +279,33 @@ def test_a_damaged_tenant_harms_nobody_else(backbone: Backbone) -> None:
     harness.run()
     assert harness.failure(ada).code == "tenant_quarantined"
     assert isinstance(harness.final(bob), Finished)
+
+
+def test_loading_beside_a_compaction_reads_what_it_left(backbone: Backbone) -> None:
+    class Compacting(MemoryStore):
+        """Compacts after a reader has its manifest and before it has the first blob."""
+
+        def read(self, tenant: str, blob: BlobRef) -> bytes:
+            manifest = self.manifests[tenant]
+            if manifest.snapshot is None:
+                pool = other.engine.residency.pool(manifest)
+                super().compact(tenant, manifest.version, encode_snapshot(pool))
+                raise VersionConflict("the blob was compacted away")
+            return super().read(tenant, blob)
+
+    plain = MemoryStore()
+    other = Harness(backbone, store=plain, compacted_after=100)
+    for _ in range(4):
+        other.update("ada", text())
+    expected = other.generate("ada", PROMPT)
+    store = Compacting()
+    store.manifests, store.blobs = dict(plain.manifests), dict(plain.blobs)
+    harness = Harness(backbone, store=store)
+    assert harness.generate("ada", PROMPT) == expected
+    store.manifests = dict(plain.manifests)
+    view = reply(Harness(backbone, store=store), GetMemory, tenant="ada")
+    assert isinstance(view, MemoryView)
+    assert view.memory_version == 4
 
 
 def test_another_models_memory_is_refused(backbone: Backbone) -> None:
