@@ -57,7 +57,7 @@ def tuning(head_dim: int, dtype: torch.dtype, tile_rows: int, *, rotated: bool =
     """
     padded = triton.next_power_of_2(head_dim)
     held = tile_rows * padded
-    crowded = held >= 2**14 or (held >= 2**13 and not rotated)
+    crowded = held >= 2**14 or (tile_rows >= 64 and not rotated)
     step = max(16, min(64, 16384 // (padded * dtype.itemsize)) // (2 if crowded else 1))
     if dtype == torch.float32:
         # a float32 product is made of three, whose parts are held in registers as well

@@ -1,0 +1,168 @@
+"""Compiles every kernel ahead of time to machine code, without a GPU: ``python -m kernels.compile``.
+
+Prints registers, shared memory and spills for sm_80 and sm_90, and fails if a kernel spills, needs more than a
+multiprocessor has, or does not compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import hot_copy
+from kernels import memory_attention as attention
+from kernels import write_block as writing
+from kernels.plan import PlanShape
+
+# bytes of shared memory that one block may ask for
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model whose kernels are compiled."""
+
+    name: str
+    dtype: torch.dtype
+    kv_heads: int
+    group: int
+    head_dim: int
+    pool_slots: int
+    hidden_size: int
+
+
+SHAPES = {
+    "8b": Shape("8b", torch.bfloat16, 8, 4, 128, 13_056, 4096),
+    "pocket": Shape("pocket", torch.bfloat16, 3, 1, 64, 816, 192),
+    "pocket-fp32": Shape("pocket-fp32", torch.float32, 3, 1, 64, 816, 192),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One specialisation: a kernel, its arguments' Triton types by name, and its compile-time values."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: Mapping[str, object]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the machine code says: registers a thread, bytes of shared memory a block, bytes spilled a thread."""
+
+    name: str
+    arch: int
+    registers: int
+    shared: int
+    spills: int
+
+
+def attention_jobs(shape: Shape) -> Iterator[Job]:
+    ints = ("workers", "segments", "tiles", "members", "rows")
+    kind = "*" + _TYPES[shape.dtype]
+    for label, tile_rows, rotating in (
+        ("decode", 16, False),
+        ("decode, 64 rows", 64, False),
+        ("decode, rotating", 16, True),
+        ("decode, 64 rows, rotating", 64, True),
+        ("prefill", 128, False),
+    ):
+        tuned = attention.tuning(shape.head_dim, shape.dtype, tile_rows, rotated=not rotating)
+        plan = PlanShape(64, 33, tile_rows, shape.group, tuned.step)
+        types = dict.fromkeys(("query", "key", "value", "cache_key", "cache_value", "cos", "sin"), kind)
+        types |= dict.fromkeys(ints, "*i32") | {"table": "*i32", "scale": "fp32"}
+        types |= {"visibility": "*i32" if rotating else kind, "first_position": "i32", "table_width": "i32"}
+        types |= {"partial": "*fp32", "normaliser": "*fp32", "out": kind}
+        constants = attention.partial_constants(
+            plan, shape.pool_slots, shape.kv_heads, shape.head_dim, tuned, rotating
+        )
+        yield Job(label, attention.partial_kernel, types, constants, tuned.num_warps, tuned.num_stages)
+        if not rotating:
+            constants = attention.merge_constants(plan, shape.kv_heads, shape.head_dim)
+            yield Job(f"{label}: merge", attention.merge_kernel, types, constants, 4, 3)
+
+
+def jobs(shape: Shape) -> Iterator[Job]:
+    yield from attention_jobs(shape)
+    kind = "*" + _TYPES[shape.dtype]
+    types = dict.fromkeys(("key", "out", "cos", "sin"), kind) | {"rank": "*i32", "first_position": "i32"}
+    types |= {"key_stride": "i64", "out_stride": "i64"}
+    turned = hot_copy.constants(shape.pool_slots, shape.kv_heads, shape.head_dim)
+    yield Job("hot copy", hot_copy.hot_copy_kernel, types, turned, 4, 3)
+    types = dict.fromkeys(("hidden", "norm", "weight", "bias", "key", "value"), kind)
+    types |= {"slots": "*i32", "tokens": "i32", "eps": "fp32"}
+    constants = writing.constants(
+        shape.hidden_size, shape.pool_slots, shape.kv_heads, shape.head_dim, biased=False
+    )
+    yield Job("write block", writing.write_block_kernel, types, constants, 4, 3)
+
+
+def build(job: Job, arch: int, folder: Path) -> Built:
+    """Compiles ``job`` for sm_``arch`` and reads from the machine code what it takes."""
+    names = job.kernel.arg_names
+    signature = {name: "constexpr" if name in job.constants else job.types[name] for name in names}
+    # buffers of torch begin at multiples of 16 bytes, which the launcher would find as well
+    attributes = {
+        (names.index(name),): [["tt.divisibility", 16]] for name, kind in signature.items() if kind[0] == "*"
+    }
+    constants = {(names.index(name),): value for name, value in job.constants.items()}
+    source = ASTSource(job.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": job.num_warps, "num_stages": job.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
+    report = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    # what a thread keeps in local memory are registers that were spilled: no kernel here has arrays of its own
+    spills = sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", report))
+    registers = re.search(r"REG:(\d+)", report)
+    if registers is None:
+        raise RuntimeError(f"{job.name}: the report is not understood: {report}")
+    return Built(job.name, arch, int(registers[1]), compiled.metadata.shared, spills)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="a model's shape; default: all")
+    parser.add_argument("--arch", type=int, choices=SHARED, action="append", help="default: all")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    failed = 0
+    print(f"triton {triton.__version__}")
+    print(f"{'shape':12}{'sm':>4}  {'kernel':34}{'warps':>6}{'registers':>10}{'shared':>9}{'spills':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.shape or SHAPES:
+            for arch in given.arch or SHARED:
+                for job in jobs(SHAPES[name]):
+                    built = build(job, arch, Path(folder))
+                    bad = built.spills > 0 or built.shared > SHARED[arch]
+                    failed += bad
+                    print(
+                        f"{name:12}{arch:4}  {job.name:34}{job.num_warps:6}{built.registers:10}"
+                        f"{built.shared:9}{built.spills:8}{'  FAILED' if bad else ''}",
+                        flush=True,
+                    )
+    print("no kernel spills" if not failed else f"{failed} kernels spill or take too much shared memory")
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
