@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="weights and pools; auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    threads: int = Field(0, ge=0, description="CPU threads of the worker (0: all cores, one for small models)")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of the worker (0: all cores, one for small models)"
+    )
 
     resident_bytes: Bytes = Field(
         0, description="device memory for pools (0: a quarter of the machine's or of the GPU's free memory)"
