@@ -36,7 +36,10 @@ def default_store() -> str:
 class Settings(BaseSettings):
     """What a server is started with. Sizes in bytes accept units; durations are seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="MEMORYLLM_", frozen=True, extra="forbid")
+    # compose files and units set variables they have no value for; an infinite duration is null in JSON
+    model_config = SettingsConfigDict(
+        env_prefix="MEMORYLLM_", env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on (0: any free one)")

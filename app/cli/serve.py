@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from math import inf
 from typing import Annotated, Any, get_args
 
 import typer
@@ -56,8 +55,7 @@ def read_settings(flags: dict[str, Any]) -> Settings:
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        # compose files and units set variables they have no value for
-        settings = Settings(_env_ignore_empty=True, **given)  # type: ignore[call-arg]
+        return Settings(**given)
     except ValidationError as error:
         faults = []
         for problem in error.errors(include_input=False, include_url=False):
@@ -69,11 +67,6 @@ def read_settings(flags: dict[str, Any]) -> Settings:
         raise Refusal("; ".join(faults), USAGE) from error
     except RuntimeError as error:
         raise Refusal(f"no place for memories ({error}): give --store", USAGE) from error
-    for name, value in settings:
-        if value == inf:
-            # would cross to the worker as null
-            raise Refusal(f"{_flag(name) if name in given else _variable(name)}: must be finite", USAGE)
-    return settings
 
 
 def serve(**flags: Any) -> None:
