@@ -5,14 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from kernels.checks import INTERPRETED, BadKernelInput
-from kernels.memory_attention import Rotation, Scratch, Tuning, memory_attention, reference
+from kernels.memory_attention import (
+    Rotation,
+    Scratch,
+    Tuning,
+    memory_attention,
+    merge_constants,
+    reference,
+)
 from kernels.plan import Plan, PlanShape
 from kernels.rotate import rotate_pool
+
+pytestmark = pytest.mark.skipif(
+    triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+    reason="the interpreter of Triton 3.6 cannot loop to a loaded bound with NumPy 2.4",
+)
 
 CACHE_ROWS = 23
 STEP = 16
@@ -183,6 +197,13 @@ def test_prompts_see_their_context_causally(rotating: bool) -> None:
 def test_half_precision() -> None:
     """float16, since the interpreter multiplies the bit patterns of bfloat16."""
     Case.random(MIXED, head_dim=32, dtype=torch.float16).check(tolerance=4e-3)
+
+
+def test_more_segments_than_one_step_of_the_merge() -> None:
+    case = Case.random([(2, 0, 0, 5)], slots=300, head_dim=256, group=1, workers=40)
+    first, last = case.plan().rows[0, :2].tolist()
+    assert last - first > merge_constants(case.shape, 1, 256)["chunk"]
+    case.check()
 
 
 def test_sharp_scores() -> None:
