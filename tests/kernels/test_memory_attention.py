@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import triton
@@ -24,8 +23,8 @@ from kernels.plan import Plan, PlanShape
 from kernels.rotate import rotate_pool
 
 pytestmark = pytest.mark.skipif(
-    triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
-    reason="the interpreter of Triton 3.6 cannot loop to a loaded bound with NumPy 2.4",
+    tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7),
+    reason="the interpreter of Triton 3.6 loops to a loaded bound by a conversion that NumPy has deprecated",
 )
 
 CACHE_ROWS = 23
