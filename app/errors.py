@@ -53,6 +53,24 @@ class NoTokenizer(InvalidRequest):
     code = "no_tokenizer"
 
 
+class InvalidMemoryFile(InvalidRequest):
+    """An imported file is no memory of this model, or is damaged."""
+
+    code = "invalid_memory_file"
+
+
+class Unauthorized(ServiceError):
+    """No API key, or none that this server knows."""
+
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class Forbidden(ServiceError):
+    """The API key is good, but not for this call."""
+
+    status, type, code = 403, "permission_error", "forbidden"
+
+
 class TenantNotFound(ServiceError):
     status, type, code = 404, "not_found_error", "tenant_not_found"
 
@@ -79,6 +97,18 @@ class VersionConflict(ServiceError):
     status, type, code = 409, "conflict_error", "version_conflict"
 
 
+class VersionNotKept(ServiceError):
+    """The store no longer holds this version of the memory, or never did."""
+
+    status, type, code = 404, "not_found_error", "version_not_kept"
+
+
+class TextsNotKept(ServiceError):
+    """A rebuild needs the texts of the updates, and the store does not have them."""
+
+    status, type, code = 409, "conflict_error", "texts_not_kept"
+
+
 class TenantQuarantined(ServiceError):
     """A committed blob of this tenant is damaged; nobody else is affected."""
 
@@ -97,6 +127,12 @@ class TenantBusy(ServiceError):
     status, type, code = 429, "rate_limit_error", "tenant_queue_full"
 
 
+class QuotaExceeded(ServiceError):
+    """A limit set for this tenant (updates a day, bytes, requests at once) is reached."""
+
+    status, type, code = 429, "rate_limit_error", "quota_exceeded"
+
+
 class ServerBusy(ServiceError):
     """The server's queue is full."""
 
@@ -107,6 +143,12 @@ class WorkerUnavailable(ServiceError):
     """The worker is starting, has died, or is draining; nothing acknowledged is lost."""
 
     status, type, code = 503, "overloaded_error", "worker_unavailable"
+
+
+class TenantElsewhere(ServiceError):
+    """Another server on the same store is at work for this tenant."""
+
+    status, type, code = 503, "overloaded_error", "tenant_elsewhere"
 
 
 class DeadlineExceeded(ServiceError):
