@@ -110,7 +110,7 @@ class Arena:
 
     def build_hot(self, slot: int, rank: Tensor, hot: int) -> None:
         """Rotates the pool in ``slot`` to ``rank`` [L, N + K] into copy ``hot``. Safe beside other steps."""
-        self.backbone.rotate_pool(self.pools.key[:, slot], rank, self.pools.hot_key[:, hot])
+        self.backbone.operations.rotate_pool(self.pools.key[:, slot], rank, self.pools.hot_key[:, hot])
         bias = torch.zeros(rank.shape, dtype=self.pools.bias.dtype).masked_fill_(rank < 0, -torch.inf)
         self.pools.bias[:, hot] = bias.to(self.pools.bias.device)
 
@@ -165,18 +165,16 @@ class Arena:
         ``forgotten`` int64 [L or 1, K], or None for the block that fills a memory for the first time.
         """
         config = self.backbone.config
-        key, value = self.backbone.project(hidden)
         version = memory.version + 1
         if forgotten is None:
+            key, value = self.backbone.project(hidden)
             repeats = (1, 1, config.num_blocks, 1)
             rank = self.fill(memory.slot, key.repeat(repeats), value.repeat(repeats))
             born = torch.full_like(memory.born, version)
         else:
             rank, slots = renumber(memory.view.rank, forgotten)
-            for layer in range(config.num_layers):
-                at = slots[layer].to(self.backbone.device)
-                self.pools.key[layer, memory.slot, :, at] = key[layer]
-                self.pools.value[layer, memory.slot, :, at] = value[layer]
+            pools = self.pools
+            self.backbone.write_memory(hidden, slots, pools.key[:, memory.slot], pools.value[:, memory.slot])
             keep = torch.ones(memory.born.shape, dtype=torch.bool).scatter_(1, forgotten, False)
             kept = memory.born[keep].view(memory.born.shape[0], -1)
             fresh = torch.full((kept.shape[0], config.num_tokens), version, dtype=kept.dtype)

@@ -9,20 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.model.batch import Batch, ContextCache, Pools, SelfUpdate, Span, UpdateSpan
+from app.model.batch import Batch, ContextCache, Pools, SelfUpdate, UpdateSpan
 from app.model.config import ModelConfig
+from app.model.operations import MakeOperations
 from app.model.rope import RopeTable
+from app.model.torch_operations import TorchOperations
 from app.model.weights import Layer, Weights
-from kernels.attention import merge, pack_heads, partial_attention, unpack_heads
 from kernels.linear import linear
-from kernels.rotate import rotate, rotate_pool
-from kernels.update_write import project_memory
+from kernels.rotate import rotate
 
 
 class Backbone:
-    """Holds weights and rotary table; ``max_sequence`` bounds prompt and completion, in tokens."""
+    """Holds weights and rotary table; ``max_sequence`` bounds prompt and completion, in tokens.
 
-    def __init__(self, config: ModelConfig, weights: Weights, max_sequence: int) -> None:
+    ``operations`` makes the form of the memory's operations that suits the device.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        max_sequence: int,
+        operations: MakeOperations = TorchOperations,
+    ) -> None:
         self.config = config
         self.weights = weights
         self.dtype = weights.embedding.dtype
@@ -30,6 +39,7 @@ class Backbone:
         context = 1 + config.num_tokens + max(config.max_context, max_sequence)
         length = config.prompt_position + max(max_sequence, context)
         self.rope = RopeTable(config, length, self.dtype, self.device)
+        self.operations = operations(config, self.rope, self.dtype, self.device)
         self._read_bos = self._bos(update=False)
         self._update_bos = self._bos(update=True)
 
@@ -61,30 +71,29 @@ class Backbone:
             cache.key[:, 0], cache.value[:, 0] = self._read_bos
         return cache
 
-    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden memory [L, T, d] -> K (un-rotated), V, each [L, H_kv, T, d_head], for reading.
-
-        Always in pieces of K rows, so that a pool read back from the store gives the very bits it gave when
-        its blocks were written one by one.
-        """
-        c = self.config
-        shape = (c.num_layers, c.num_kv_heads, hidden.shape[1], c.head_dim)
-        keys, values = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        first_key_row = c.num_heads * c.head_dim
+    def write_memory(self, hidden: Tensor, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Projects hidden memory [L, T, d] for reading and writes it to ``slots`` int64 [L, T] (on the host)
+        of one pool: ``key`` (un-rotated) and ``value`` [L, H_kv, S, d_head]."""
+        first_key_row = self.config.num_heads * self.config.head_dim
         for index, layer in enumerate(self.weights.layers):
-            weight = layer.qkv.weight[first_key_row:]
-            bias = None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:]
-            for start in range(0, hidden.shape[1], c.num_tokens):
-                rows = slice(start, start + c.num_tokens)
-                piece = hidden[index, rows].to(self.device, self.dtype)
-                keys[index, :, rows], values[index, :, rows] = project_memory(
-                    piece, layer.input_norm, c.rms_norm_eps, weight, bias, c.num_kv_heads
-                )
-        return keys, values
+            self.operations.write(
+                hidden[index].to(self.device, self.dtype),
+                layer.input_norm,
+                layer.qkv.weight[first_key_row:],
+                None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],
+                slots[index],
+                key[index],
+                value[index],
+            )
 
-    def rotate_pool(self, key: Tensor, rank: Tensor, out: Tensor) -> None:
-        """The rotated copy of one pool: ``key`` and ``out`` [L, H_kv, N + K, d_head], ``rank`` [L, N + K]."""
-        rotate_pool(key, rank, self.rope.cos, self.rope.sin, self.config.first_rank_position, out)
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden memory [L, T, d] -> K (un-rotated), V, each [L, H_kv, T, d_head], for reading."""
+        c = self.config
+        layers, tokens = hidden.shape[:2]
+        shape = (layers, c.num_kv_heads, tokens, c.head_dim)
+        key, value = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        self.write_memory(hidden, torch.arange(tokens).expand(layers, tokens), key, value)
+        return key, value
 
     def begin_update(self, tail: Tensor | None, length: int) -> SelfUpdate:
         """A self-update over a context of ``length`` tokens. ``tail`` [L, K, d], None if not initialised."""
@@ -130,10 +139,8 @@ class Backbone:
             cache.value[index].index_copy_(0, batch.write_rows, value[: batch.reads])
             x = x if queried is None else x[queried]
             attended = query.new_empty(x.shape[0], self.config.num_heads * self.config.head_dim)
-            if batch.decode:
-                self._decode(index, batch, query, pools, cache, attended)
-            for span in batch.spans:
-                self._prefill(index, span, query, pools, cache, attended)
+            if batch.attend is not None:
+                batch.attend(index, query, pools, cache, attended)
             for update_span in batch.updates:
                 self._update(index, update_span, query, key, value, attended)
             x = self._rest(layer, x, attended, update_rows)
@@ -174,62 +181,6 @@ class Backbone:
         gate, up = layer.gate_up(normed, update_rows).chunk(2, dim=-1)
         return x + layer.down(F.silu(gate) * up, update_rows)
 
-    def _decode(
-        self, index: int, batch: Batch, query: Tensor, pools: Pools, cache: ContextCache, out: Tensor
-    ) -> None:
-        """One query row a sequence: its pool, in runs of neighbours, and its context, in buckets of length."""
-        c = self.config
-        rows = batch.decode
-        context = out.new_empty(rows, c.num_heads, c.head_dim)
-        normaliser = torch.empty(rows, c.num_heads, dtype=torch.float32, device=out.device)
-        for bucket in batch.buckets:
-            count, length = bucket.table.shape
-            shape = (count, length, c.num_kv_heads, c.head_dim)
-            flat = bucket.table.view(-1)
-            output, norm = partial_attention(
-                query[bucket.rows].view(count, c.num_kv_heads, c.group_size, c.head_dim),
-                cache.key[index].index_select(0, flat).view(shape).transpose(1, 2),
-                cache.value[index].index_select(0, flat).view(shape).transpose(1, 2),
-                bucket.bias,
-            )
-            context[bucket.rows] = output.reshape(count, c.num_heads, c.head_dim)
-            normaliser[bucket.rows] = norm.reshape(count, c.num_heads)
-        for run in batch.runs:
-            packed = query[run.rows].view(run.pools, -1, c.num_heads, c.head_dim)
-            tokens = packed.shape[1]
-            output, norm = partial_attention(
-                pack_heads(packed, c.num_kv_heads),
-                pools.hot_key[index, run.hot],
-                pools.value[index, run.slots],
-                pools.bias[index, run.hot, None, None],
-            )
-            output = unpack_heads(output, tokens).view(-1, c.num_heads, c.head_dim)
-            norm = unpack_heads(norm[..., None], tokens).view(-1, c.num_heads)
-            context[run.rows], _ = merge(output, norm, context[run.rows], normaliser[run.rows])
-        out[:rows] = context.view(rows, -1)
-
-    def _prefill(
-        self, index: int, span: Span, query: Tensor, pools: Pools, cache: ContextCache, out: Tensor
-    ) -> None:
-        """A chunk of a prompt: the pool without a mask, bos and prompt causally."""
-        kv_heads = self.config.num_kv_heads
-        packed = pack_heads(query[span.rows][None], kv_heads)
-        output, norm = partial_attention(
-            packed,
-            cache.key[index].index_select(0, span.table).transpose(0, 1)[None],
-            cache.value[index].index_select(0, span.table).transpose(0, 1)[None],
-            span.bias,
-        )
-        if span.hot is not None and span.slot is not None:
-            pool, pool_norm = partial_attention(
-                packed,
-                pools.hot_key[index, span.hot][None],
-                pools.value[index, span.slot][None],
-                pools.bias[index, span.hot][None, None, None],
-            )
-            output, _ = merge(pool, pool_norm, output, norm)
-        out[span.rows] = unpack_heads(output, span.rows.stop - span.rows.start)[0]
-
     def _update(
         self, index: int, span: UpdateSpan, query: Tensor, key: Tensor, value: Tensor, out: Tensor
     ) -> None:
@@ -249,27 +200,10 @@ class Backbone:
             first -= update.short
         queries = torch.cat(rows)
         end = base + span.count
-        bias = causal_bias(queries.shape[0], end, self.config.group_size, self.dtype, self.device)
-        output, _ = partial_attention(
-            pack_heads(queries[None], self.config.num_kv_heads),
-            keys[None, :, :end],
-            values[None, :, :end],
-            bias,
-        )
-        flat = unpack_heads(output, queries.shape[0])[0]
+        flat = self.operations.attend_causally(queries, keys[:, :end], values[:, :end])
         out[span.rows] = flat[base - first :]
         if span.tail_outputs is not None:
             out[span.tail_outputs] = flat[: base - first]
-
-
-def causal_bias(
-    queries: int, keys: int, group_size: int, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
-    """[1, 1, G * queries, keys]: the last ``queries`` of ``keys`` positions look at none after themselves."""
-    if queries == 1:
-        return None
-    own = torch.full((queries, queries), -torch.inf, dtype=dtype, device=device).triu(1)
-    return F.pad(own, (keys - queries, 0)).repeat(group_size, 1)[None, None]
 
 
 def _collect(index: int, span: UpdateSpan, x: Tensor) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from app.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from app.model.operations import Attend
 
 
 @dataclass(frozen=True)
@@ -59,39 +63,19 @@ class ContextCache:
 
 
 @dataclass(frozen=True)
-class PoolRun:
-    """Decode rows that read neighbouring pools, the same number of rows each: one batched product."""
+class Reading:
+    """Consecutive query rows of one sequence, and what they read.
 
-    rows: slice
-    hot: slice
-    slots: slice
-
-    @property
-    def pools(self) -> int:
-        return int(self.hot.stop - self.hot.start)
-
-
-@dataclass(frozen=True)
-class ContextBucket:
-    """Decode rows of similar context length. ``table`` [B, C] cache rows, ``bias`` [B, 1, 1, C]."""
-
-    rows: Tensor | slice
-    table: Tensor
-    bias: Tensor | None
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive rows of one prompt. ``table`` [C]: cache rows it may see, its own last, in order.
-
-    ``hot`` and ``slot`` name its pool (None: the memory is not initialised). ``bias`` [1, 1, G * n, C].
+    ``hot`` and ``slot`` name its pool (None: the memory is not initialised). ``table`` int64 (on the host) are the
+    sequence's cache rows in order, the same tensor at every step; the last of ``rows`` sees the first ``seen`` of
+    them, each row before it one less.
     """
 
     rows: slice
     hot: int | None
     slot: int | None
     table: Tensor
-    bias: Tensor | None
+    seen: int
 
 
 class SelfUpdate:
@@ -140,17 +124,15 @@ class Batch:
     """One forward pass. Rows: decode, prompt spans, update spans; the tails of new updates behind them.
 
     ``tokens`` int64 [reads + updates]; ``positions`` int64 of all rows, tails included; ``write_rows`` [reads]
-    cache rows for the reads' K/V; ``logit_rows`` the rows whose logits are wanted.
+    cache rows for the reads' K/V; ``logit_rows`` the rows whose logits are wanted; ``attend`` the reads' attention
+    (None: there are no reads).
     """
 
     tokens: Tensor
     positions: Tensor
     write_rows: Tensor
     logit_rows: Tensor
-    decode: int = 0
-    runs: list[PoolRun] = field(default_factory=list)
-    buckets: list[ContextBucket] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
+    attend: Attend | None = None
     updates: list[UpdateSpan] = field(default_factory=list)
 
     @property

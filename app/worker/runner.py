@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from app.memory.arena import Arena
-from app.model.backbone import Backbone, causal_bias
-from app.model.batch import Batch, ContextBucket, ContextCache, PoolRun, SelfUpdate, Span, UpdateSpan
+from app.model.backbone import Backbone
+from app.model.batch import Batch, ContextCache, Reading, SelfUpdate, UpdateSpan
 from app.worker.sequence import Sequence
 
 
@@ -79,14 +78,14 @@ class Runner:
         logit_rows = list(range(len(decode)))
         scored: list[tuple[Sequence, Tensor]] = []
         score_rows: list[int] = []
-        spans: list[Span] = []
+        readings = [self._reading(s, slice(row, row + 1), s.computed + 1) for row, s in enumerate(decode)]
         for chunk in reads:
             sequence, end = chunk.sequence, chunk.start + chunk.count
             rows = slice(len(tokens), len(tokens) + chunk.count)
             tokens += sequence.tokens[chunk.start : end]
             positions.append(torch.arange(chunk.start, end) + sequence.first_position)
             write.append(sequence.table[sequence.bos + chunk.start : sequence.bos + end])
-            spans.append(self._span(sequence, rows, end))
+            readings.append(self._reading(sequence, rows, end))
             if sequence.scored:
                 first = max(chunk.start, len(sequence.tokens) - 1 - sequence.scored)
                 last = min(end, len(sequence.tokens) - 1)
@@ -98,36 +97,24 @@ class Runner:
                 logit_rows.append(rows.stop - 1)
         update_spans = self._update_spans(updates, tokens, positions)
         device = self.backbone.device
-        runs, buckets = self._decode_groups(decode)
         batch = Batch(
             tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
             positions=torch.cat(positions).to(device),
             write_rows=torch.cat(write).to(device),
             logit_rows=torch.tensor(logit_rows + score_rows, dtype=torch.int64, device=device),
-            decode=len(decode),
-            runs=runs,
-            buckets=buckets,
-            spans=spans,
+            attend=self.backbone.operations.prepare(readings, len(decode)) if readings else None,
             updates=update_spans,
         )
         return batch, wanted, scored
 
-    def _span(self, sequence: Sequence, rows: slice, end: int) -> Span:
-        table = sequence.visible(end).to(self.backbone.device)
+    def _reading(self, sequence: Sequence, rows: slice, computed: int) -> Reading:
         pool = sequence.memory.initialized and sequence.view.hot is not None
-        bias = causal_bias(
-            rows.stop - rows.start,
-            table.shape[0],
-            self.backbone.config.group_size,
-            self.backbone.dtype,
-            self.backbone.device,
-        )
-        return Span(
-            rows=rows,
-            hot=sequence.view.hot if pool else None,
-            slot=sequence.memory.slot if pool else None,
-            table=table,
-            bias=bias,
+        return Reading(
+            rows,
+            sequence.view.hot if pool else None,
+            sequence.memory.slot if pool else None,
+            sequence.table,
+            sequence.bos + computed,
         )
 
     def _update_spans(
@@ -156,53 +143,3 @@ class Runner:
             spans.append(UpdateSpan(update, rows, chunk.start, len(chunk.tokens), tail_rows, tail_outputs))
         positions += tail_positions
         return spans
-
-    def _decode_groups(self, decode: list[Sequence]) -> tuple[list[PoolRun], list[ContextBucket]]:
-        """Runs of neighbouring pools with as many readers each; contexts bucketed by length."""
-        runs: list[PoolRun] = []
-        row = 0
-        for hot, group in groupby(decode, key=lambda s: s.view.hot):
-            members = list(group)
-            count = len(members)
-            if hot is None:
-                break
-            slot = members[0].memory.slot
-            last = runs[-1] if runs else None
-            if (
-                last is not None
-                and last.hot.stop == hot
-                and last.slots.stop == slot
-                and (last.rows.stop - last.rows.start) == count * last.pools
-            ):
-                runs[-1] = PoolRun(
-                    slice(last.rows.start, row + count),
-                    slice(last.hot.start, hot + 1),
-                    slice(last.slots.start, slot + 1),
-                )
-            else:
-                runs.append(PoolRun(slice(row, row + count), slice(hot, hot + 1), slice(slot, slot + 1)))
-            row += count
-        lengths = [s.bos + s.computed + 1 for s in decode]
-        by_size: dict[int, list[int]] = {}
-        for index, length in enumerate(lengths):
-            by_size.setdefault(max(length, 64).bit_length(), []).append(index)
-        buckets = []
-        for members_rows in by_size.values():
-            longest = max(lengths[i] for i in members_rows)
-            table = torch.zeros(len(members_rows), longest, dtype=torch.int64)
-            hidden = torch.zeros(len(members_rows), 1, 1, longest, dtype=self.backbone.dtype)
-            for place, index in enumerate(members_rows):
-                table[place, : lengths[index]] = decode[index].visible(decode[index].computed + 1)
-                hidden[place, :, :, lengths[index] :] = -torch.inf
-            rows: Tensor | slice = slice(0, len(decode))
-            if len(members_rows) < len(decode):
-                rows = torch.tensor(members_rows, device=self.backbone.device)
-            ragged = any(lengths[i] != longest for i in members_rows)
-            buckets.append(
-                ContextBucket(
-                    rows,
-                    table.to(self.backbone.device),
-                    hidden.to(self.backbone.device) if ragged else None,
-                )
-            )
-        return runs, buckets

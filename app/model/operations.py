@@ -1,0 +1,75 @@
+"""What the backbone asks of the device it runs on: reading pools and contexts, rotating pools, writing blocks.
+
+There are two forms: ``torch_operations`` for CPUs, which also defines the truth, and ``kernel_operations``, the
+Triton kernels for GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from app.model.batch import ContextCache, Pools, Reading
+from app.model.config import ModelConfig
+from app.model.rope import RopeTable
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bounds that buffers are made for: ``rows`` query rows a step, ``sequences`` that run at once,
+    ``context`` cache rows that one sequence may have (bos, prompt and completion, in whole pages)."""
+
+    rows: int
+    sequences: int
+    context: int
+
+
+class Attend(Protocol):
+    """One step's reads, prepared: called once a layer."""
+
+    def __call__(self, layer: int, query: Tensor, pools: Pools, cache: ContextCache, out: Tensor) -> None:
+        """Writes the attention of ``query`` [rows, H, d_head] (rotated) to ``out`` [rows, H * d_head]."""
+        ...
+
+
+class Operations(Protocol):
+    """The memory's own operations. Instances belong to one backbone."""
+
+    def prepare(self, readings: list[Reading], decode: int) -> Attend:
+        """``readings`` cover the step's first rows in order; the first ``decode`` are single rows of decoding
+        sequences, the others chunks of prompts."""
+        ...
+
+    def attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """A self-update's rows: ``query`` [T, H, d_head] are the last T of the S rows of ``key`` and ``value``
+        [H_kv, S, d_head]; each sees those up to itself. Returns [T, H * d_head]."""
+        ...
+
+    def rotate_pool(self, key: Tensor, rank: Tensor, out: Tensor) -> None:
+        """Writes the rotated copy of one pool: ``key`` and ``out`` [L, H_kv, N + K, d_head], ``rank`` int32
+        [L, N + K] on the host."""
+        ...
+
+    def write(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        slots: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> None:
+        """Projects one layer's memory vectors ``hidden`` [T, d] to K (un-rotated) and V, and writes them to the
+        ``slots`` int64 [T] (on the host) of ``key`` and ``value`` [H_kv, S, d_head].
+
+        ``norm`` [d]; ``weight`` [2 * H_kv * d_head, d], its K rows first; ``bias`` of as many or None.
+        """
+        ...
+
+
+MakeOperations = Callable[[ModelConfig, RopeTable, torch.dtype, torch.device], Operations]
