@@ -4,39 +4,106 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 from app.errors import TenantExists, TenantNotFound, VersionConflict
+from app.store import lineages
 from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Receipt, Snapshot
 
 
 class MemoryStore:
+    """Keeps every record, and texts as they are; nothing survives it."""
+
     def __init__(self) -> None:
         self.manifests: dict[str, Manifest] = {}
         self.blobs: dict[str, bytes] = {}
         self.archived: dict[str, list[BlockRecord]] = {}
         self.lock = threading.RLock()
+        self._names = count()
+
+    # ------------------------------------------------------------ reading
 
     def tenants(self) -> Iterator[str]:
-        return iter(sorted(self.manifests))
-
-    def create(self, manifest: Manifest) -> Manifest:
         with self.lock:
-            if manifest.tenant in self.manifests:
-                raise TenantExists("exists")
-            self.manifests[manifest.tenant] = manifest
-            return manifest
+            return iter(sorted(self.manifests))
+
+    def claim(self, tenant: str) -> Manifest | None:
+        return self.load(tenant)
+
+    def claimed(self, tenant: str) -> bool:
+        return True
+
+    def release(self, tenant: str) -> None: ...
 
     def load(self, tenant: str) -> Manifest | None:
         return self.manifests.get(tenant)
 
-    def read(self, tenant: str, blob: BlobRef) -> bytes:
-        return self.blobs[blob.name]
+    def _require(self, tenant: str) -> Manifest:
+        manifest = self.load(tenant)
+        if manifest is None:
+            raise TenantNotFound("absent")
+        return manifest
 
-    def _put(self, blob: bytes) -> BlobRef:
-        name = f"{len(self.blobs)}"
+    def read(self, tenant: str, blob: BlobRef) -> bytes:
+        with self.lock:
+            self._require(tenant)
+            if blob.name not in self.blobs:
+                raise VersionConflict("the memory has changed meanwhile")
+            return self.blobs[blob.name]
+
+    def history(self, tenant: str) -> list[BlockRecord]:
+        with self.lock:
+            manifest = self._require(tenant)
+            return [*self.archived.get(tenant, []), *manifest.blocks]
+
+    def find(self, tenant: str, key: str) -> list[BlockRecord]:
+        return [r for r in self.history(tenant) if r.idempotency and r.idempotency.key == key]
+
+    def usage(self, tenant: str) -> int:
+        return sum(ref.size for ref in lineages.blobs_of(self._require(tenant)))
+
+    # ------------------------------------------------------------ making
+
+    def _new_name(self, version: int, kind: str) -> str:
+        return f"{version}-{next(self._names)}.{kind}"
+
+    def _put(self, blob: bytes, version: int, kind: str) -> BlobRef:
+        name = self._new_name(version, kind)
         self.blobs[name] = blob
         return BlobRef(name, len(blob), hashlib.blake2b(blob).hexdigest())
+
+    def create(
+        self, manifest: Manifest, snapshot: bytes | None = None, records: Sequence[BlockRecord] = ()
+    ) -> Manifest:
+        lineages.require_beginning(manifest, snapshot, records)
+        with self.lock:
+            if manifest.tenant in self.manifests:
+                raise TenantExists("exists")
+            first = None if snapshot is None else self._put(snapshot, manifest.version, "snapshot")
+            self.archived[manifest.tenant] = list(records)
+            self.manifests[manifest.tenant] = lineages.begun(manifest, first)
+            return self.manifests[manifest.tenant]
+
+    def fork(self, tenant: str, target: str, *, version: int | None = None, created: float) -> Manifest:
+        with self.lock:
+            source = self._require(tenant)
+            if target in self.manifests:
+                raise TenantExists("exists")
+            new, copies = lineages.forked(source, target, version, created, self._new_name, lambda r: r)
+            for theirs, ours in copies:
+                self.blobs[ours.name] = self.blobs[theirs.name]
+            self.archived[target] = list(self.archived.get(tenant, []))
+            self.manifests[target] = new
+            return new
+
+    # ------------------------------------------------------------ changing
+
+    def _swap(self, old: Manifest, new: Manifest) -> Manifest:
+        for name in lineages.dropped(old, new):
+            self.blobs.pop(name, None)
+        self.manifests[new.tenant] = new
+        return new
 
     def commit(
         self,
@@ -48,58 +115,62 @@ class MemoryStore:
         tokens: int,
         text: str | None = None,
         idempotency: Idempotency | None = None,
+        lineage: int | None = None,
     ) -> Manifest:
         with self.lock:
-            manifest = self.manifests.get(tenant)
-            if manifest is None:
-                raise TenantNotFound("absent")
-            if manifest.version != expected_version:
-                raise VersionConflict("conflict")
-            record = BlockRecord(expected_version + 1, self._put(blob), time, tokens, text, idempotency)
-            manifest = Manifest(
-                tenant,
-                manifest.seed,
-                manifest.fingerprint,
-                manifest.created,
-                expected_version + 1,
-                manifest.snapshot,
-                (*manifest.blocks, record),
-            )
-            self.manifests[tenant] = manifest
-            return manifest
+            old = self._require(tenant)
+            lineages.require_version(old, expected_version, lineage)
+            version = expected_version + 1
+            ref = self._put(blob, version, "block")
+            record = BlockRecord(version, ref, time, tokens, text, idempotency)
+            return self._swap(old, lineages.committed(old, record))
 
-    def compact(self, tenant: str, version: int, snapshot: bytes) -> Manifest:
+    def compact(self, tenant: str, version: int, snapshot: bytes, *, lineage: int | None = None) -> Manifest:
         with self.lock:
-            old = self.manifests[tenant]
+            old = self._require(tenant)
+            lineages.require_lineage(old, lineage)
+            if version > old.version:
+                raise VersionConflict("not there yet")
+            if version <= lineages.oldest(old):
+                return old
             gone = [b for b in old.blocks if b.version <= version]
             self.archived.setdefault(tenant, []).extend(gone)
-            for record in gone:
-                self.blobs[record.blob.name] = b""
-            manifest = Manifest(
-                tenant,
-                old.seed,
-                old.fingerprint,
-                old.created,
-                old.version,
-                Snapshot(version, self._put(snapshot)),
-                tuple(b for b in old.blocks if b.version > version),
-            )
-            self.manifests[tenant] = manifest
-            return manifest
+            first = Snapshot(version, self._put(snapshot, version, "snapshot"))
+            return self._swap(old, lineages.compacted(old, first, ()))
 
-    def history(self, tenant: str) -> list[BlockRecord]:
-        return [*self.archived.get(tenant, []), *self.manifests[tenant].blocks]
+    def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
+        with self.lock:
+            old = self._require(tenant)
+            lineages.require_version(old, expected_version)
+            return self._swap(old, lineages.rolled_back(old, version))
 
-    def find(self, tenant: str, key: str) -> list[BlockRecord]:
-        return [r for r in self.history(tenant) if r.idempotency and r.idempotency.key == key]
+    def replace(
+        self,
+        tenant: str,
+        old: Manifest,
+        new: Manifest,
+        snapshot: bytes | None,
+        records: Sequence[BlockRecord],
+    ) -> Manifest:
+        lineages.require_beginning(new, snapshot, records)
+        if new.tenant != tenant:
+            raise ValueError("another tenant")
+        with self.lock:
+            current = self._require(tenant)
+            lineages.require_same(current, old)
+            first = None if snapshot is None else self._put(snapshot, new.version, "snapshot")
+            self.archived[tenant] = list(records)
+            return self._swap(current, lineages.replaced(current, new, first))
 
     def erase(self, tenant: str) -> Receipt | None:
         with self.lock:
             manifest = self.manifests.pop(tenant, None)
             self.archived.pop(tenant, None)
-            return None if manifest is None else Receipt(tenant, manifest.version, len(manifest.blocks), 0)
-
-    def usage(self, tenant: str) -> int:
-        return sum(b.blob.size for b in self.manifests[tenant].blocks)
+            if manifest is None:
+                return None
+            refs = lineages.blobs_of(manifest)
+            for ref in refs:
+                self.blobs.pop(ref.name, None)
+            return Receipt(tenant, manifest.version, len(refs), sum(ref.size for ref in refs))
 
     def close(self) -> None: ...

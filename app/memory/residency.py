@@ -265,7 +265,8 @@ class Residency:
 
     def compact(self, manifest: Manifest) -> Manifest:
         """Writes a snapshot of the pool at the manifest's version in place of its blocks. Any thread."""
-        return self.store.compact(manifest.tenant, manifest.version, encode_snapshot(self.pool(manifest)))
+        snapshot = encode_snapshot(self.pool(manifest))
+        return self.store.compact(manifest.tenant, manifest.version, snapshot, lineage=manifest.lineage)
 
     # ------------------------------------------------------------ going
 

@@ -1,8 +1,11 @@
 """The store's protocol: immutable blobs, and one manifest per tenant that names them.
 
 A commit is: write the block's blob durably, then compare-and-swap the manifest (version v -> v + 1).
-Everything else (restart, retries, compaction, history) follows from that. The store knows arrays of bytes
-only; what is inside a blob is ``app.memory.codec``'s business.
+Everything else (restart, retries, compaction, history, fork, rollback) follows from that; what each makes of
+a manifest is in ``app.store.lineages``. The store knows arrays of bytes only; what is inside a blob is
+``app.memory.codec``'s business.
+
+(lineage, version) together name one content of a tenant's memory, as long as the tenant lives.
 
 All methods are synchronous, thread-safe, and durable when they return. They raise the errors of
 ``app.errors`` named at each method and no others.
@@ -10,7 +13,7 @@ All methods are synchronous, thread-safe, and durable when they return. They rai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -64,6 +67,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
     Without a snapshot the blocks start at version 1, on the checkpoint's own pool. ``archive`` names blobs
     with the records of older blocks, whose own blobs compaction has dropped (bounded, newest kept).
+    ``lineage`` is raised by one by every rollback and rebuild, after which a version may come a second time
+    with another content. Manifests of before there were lineages have none: theirs is 0.
     """
 
     tenant: str
@@ -75,6 +80,7 @@ class Manifest(msgspec.Struct, frozen=True):
     blocks: tuple[BlockRecord, ...] = ()
     archive: tuple[BlobRef, ...] = ()
     format: int = FORMAT
+    lineage: int = 0
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -93,8 +99,76 @@ class Store(Protocol):
         """Names of all tenants, sorted; quarantined ones included."""
         ...
 
-    def create(self, manifest: Manifest) -> Manifest:
-        """Makes the tenant durable at version 0. Raises TenantExists, StoreFull, StoreFailed."""
+    def claim(self, tenant: str) -> Manifest | None:
+        """Makes this server the tenant's only writer until the claim lapses; gives its manifest as it is now.
+
+        None if there is no such tenant; it is claimed all the same, so that it can be made. Cheap if the claim
+        is held already. A disk store owns all its tenants. Raises TenantElsewhere (another server has it),
+        TenantQuarantined, StoreFailed.
+        """
+        ...
+
+    def claimed(self, tenant: str) -> bool:
+        """Whether the claim surely still holds. No I/O, never waits long. A disk store: always."""
+        ...
+
+    def release(self, tenant: str) -> None:
+        """Nothing of the tenant's is open here any more: another server may have it. No I/O, raises nothing."""
+        ...
+
+    def create(
+        self, manifest: Manifest, snapshot: bytes | None = None, records: Sequence[BlockRecord] = ()
+    ) -> Manifest:
+        """Makes the tenant durable, all of it at once. ``manifest`` names no blobs.
+
+        Without ``snapshot`` it is at version 0. With one (an import) it begins at ``manifest.version`` with the
+        pool that ``snapshot`` encodes, and with ``records`` (oldest first, versions rising, at most that
+        version, texts readable, their blobs gone) as its archive, of which the newest are kept up to the
+        store's limit; their idempotency keys are found. Raises TenantExists, StoreFull, StoreFailed;
+        ValueError for a manifest with blobs, a version without a snapshot, or records out of order.
+        """
+        ...
+
+    def fork(self, tenant: str, target: str, *, version: int | None = None, created: float) -> Manifest:
+        """Makes the tenant ``target`` with the memory that ``tenant`` has at ``version`` (None: its current one).
+
+        Seed, fingerprint and history up to there are the same, idempotency keys included; lineage 0, ``created``
+        as given; the blobs get names of their own. Texts are sealed anew, since their encryption is bound
+        to the tenant; a store that keeps no texts leaves them out. Afterwards neither tenant depends on the
+        other: each may be changed and erased. All of ``target`` appears at once or nothing.
+
+        A disk shares the blobs by hard links (or copies them where it has none; ``tenant``'s changes wait
+        meanwhile). What the blobs hold is not read, but each must be there in its full size.
+
+        Raises TenantNotFound, TenantQuarantined (``tenant``, or its archive, or a blob is missing),
+        TenantExists (``target``; ``tenant`` itself too), VersionNotKept, StoreFull, StoreFailed.
+        """
+        ...
+
+    def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
+        """Goes back to a kept version: later blocks, their records and keys go, lineage + 1, durable on return.
+
+        Kept are the versions from the snapshot's (without one: 0) to the current one. To go back to that
+        raises the lineage all the same. Raises VersionConflict (the manifest is not at ``expected_version``),
+        VersionNotKept, TenantNotFound, TenantQuarantined, StoreFull (nothing changed), StoreFailed.
+        """
+        ...
+
+    def replace(
+        self,
+        tenant: str,
+        old: Manifest,
+        new: Manifest,
+        snapshot: bytes | None,
+        records: Sequence[BlockRecord],
+    ) -> Manifest:
+        """Swaps the whole memory for another, as a rebuild needs it, in one swap of the manifest.
+
+        ``new`` (same tenant; any seed, fingerprint and version), ``snapshot`` and ``records`` are as for
+        ``create``; its lineage becomes the current one + 1. Then the old blobs are deleted. Raises
+        VersionConflict if the memory is no longer the one that ``old`` describes (a compaction meanwhile does
+        no harm), otherwise as ``commit``; ValueError as ``create``.
+        """
         ...
 
     def load(self, tenant: str) -> Manifest | None:
@@ -104,8 +178,8 @@ class Store(Protocol):
     def read(self, tenant: str, blob: BlobRef) -> bytes:
         """The blob's bytes, checked. Raises TenantQuarantined (missing, torn or altered), StoreFailed.
 
-        A blob that compaction or erasure took away after the caller had loaded the manifest raises
-        VersionConflict or TenantNotFound: load again.
+        A blob that compaction, rollback, rebuild or erasure took away after the caller had loaded the manifest
+        raises VersionConflict or TenantNotFound: load again.
         """
         ...
 
@@ -119,19 +193,23 @@ class Store(Protocol):
         tokens: int,
         text: str | None = None,
         idempotency: Idempotency | None = None,
+        lineage: int | None = None,
     ) -> Manifest:
         """Appends one block as version ``expected_version + 1``; durable on return.
 
-        Raises VersionConflict (the manifest is not at ``expected_version``), TenantNotFound,
-        TenantQuarantined, StoreFull (nothing changed), StoreFailed (nothing acknowledged).
+        ``lineage`` is the one that the block was computed in (None: not compared). Raises VersionConflict (the
+        manifest is not at ``expected_version``, or of another lineage), TenantNotFound, TenantQuarantined,
+        StoreFull (nothing changed), StoreFailed (nothing acknowledged).
         """
         ...
 
-    def compact(self, tenant: str, version: int, snapshot: bytes) -> Manifest:
+    def compact(self, tenant: str, version: int, snapshot: bytes, *, lineage: int | None = None) -> Manifest:
         """Replaces the blocks up to ``version`` by a snapshot of the pool at ``version``; later blocks stay.
 
         Their records move to the archive; then their blobs are deleted. Up to a version that a snapshot has
-        reached already nothing is done. Same errors as ``commit``.
+        reached already nothing is done. ``lineage`` is the one that the snapshot was made in (None: not
+        compared). VersionConflict if a rollback or rebuild has come before it, even while the snapshot was
+        being written; otherwise the same errors as ``commit``.
         """
         ...
 
@@ -149,12 +227,13 @@ class Store(Protocol):
     def erase(self, tenant: str) -> Receipt | None:
         """Removes the tenant, manifest first, then every blob; None if absent. Works on quarantined ones.
 
-        Raises StoreFull, StoreFailed if any of it may be left; asking again goes on from there.
+        Raises StoreFull, StoreFailed if any of it may be left; asking again goes on from there. What a fork
+        shares with it stays the fork's.
         """
         ...
 
     def usage(self, tenant: str) -> int:
-        """Bytes the tenant's manifest and blobs take."""
+        """Bytes the tenant's manifest and blobs take; those shared with a fork count for each."""
         ...
 
     def close(self) -> None: ...

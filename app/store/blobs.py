@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from app.errors import TenantQuarantined
 from app.store.base import BlobRef, Manifest
 from app.store.files import FileSystem, failure, remove_quietly, write_synced
 from app.store.home import Home
-from app.store.records import blobs_of, checksum
+from app.store.lineages import Copy, blobs_of
+from app.store.records import checksum
 
 BLOB_NAME = re.compile(r"(\d{10,})-[0-9a-f]{16}\.(?:block|snapshot|archive)")
+# a file system without hard links, or one that gives a file no more of them
+_NO_LINKS = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.EXDEV,
+    errno.EMLINK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}
 
 
 def quarantined(reason: str) -> TenantQuarantined:
@@ -41,19 +54,49 @@ class Blobs:
         """
         directory = self._home.directory(tenant)
         try:
-            write_synced(self._files, directory / name, data)
+            blob = self.write(directory, name, data)
             self._files.sync_directory(directory)
         except OSError:
             self.discard(tenant, [name])
             raise
+        return blob
+
+    def write(self, directory: Path, name: str, data: bytes) -> BlobRef:
+        """Writes a blob; the caller syncs ``directory``. Raises OSError."""
+        write_synced(self._files, directory / name, data)
         return BlobRef(name, len(data), checksum(data))
+
+    def share(self, tenant: str, copy: Copy, directory: Path) -> None:
+        """Gives ``tenant``'s blob its second name, in ``directory``, which the caller syncs.
+
+        A hard link, or a copy where there are none. Raises TenantQuarantined, StoreFailed, OSError.
+        """
+        theirs, ours = copy
+        try:
+            self._files.link(self._path(tenant, theirs), directory / ours.name)
+        except FileNotFoundError as error:
+            raise quarantined("a blob is missing") from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            try:
+                data = self.read(tenant, theirs)
+            except FileNotFoundError as absent:
+                raise quarantined("a blob is missing") from absent
+            self.write(directory, ours.name, data)
+        if self._files.size(directory / ours.name) != ours.size:
+            raise quarantined("a blob is damaged")
+
+    def _path(self, tenant: str, blob: BlobRef) -> Path:
+        if not BLOB_NAME.fullmatch(blob.name):
+            raise quarantined("a blob's name is none that the store has given")
+        return self._home.directory(tenant) / blob.name
 
     def read(self, tenant: str, blob: BlobRef) -> bytes:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
-        if not BLOB_NAME.fullmatch(blob.name):
-            raise quarantined("a blob's name is none that the store has given")
+        path = self._path(tenant, blob)
         try:
-            data = self._files.read(self._home.directory(tenant) / blob.name)
+            data = self._files.read(path)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -1,34 +1,31 @@
 """The store on a disk: a directory per tenant, in it immutable blobs and one manifest (DESIGN, section 5).
 
 A commit writes and syncs the blob and its directory, under a name never used before or again, then replaces
-the manifest. The layout is in ``home``, the manifest's fate in ``manifests``, older records in ``archive``.
+the manifest. So does every other change, and deletes afterwards what the new manifest no longer names; a new
+tenant is made in ``staging``. The layout is in ``home``, what becomes of a manifest in ``lineages`` and, when
+writing it fails, in ``manifests``; older records are in ``histories``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
 
-from app.errors import (
-    ServiceError,
-    StoreFailed,
-    TenantExists,
-    TenantNotFound,
-    TenantQuarantined,
-    VersionConflict,
-)
-from app.store.archive import ArchivedKeys, archived, extend
+from app.errors import ServiceError, StoreFailed, TenantNotFound, TenantQuarantined, VersionConflict
+from app.store import lineages
 from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Receipt, Snapshot
 from app.store.blobs import Blobs, quarantined
-from app.store.files import Disk, FileSystem, failure, is_there, remove_tree, translated, write_synced
+from app.store.files import Disk, FileSystem, failure, translated
+from app.store.histories import Histories
 from app.store.home import Home, tenant_id
 from app.store.locks import TenantLocks
 from app.store.manifests import Manifests
-from app.store.records import Damaged, blobs_of, seal
+from app.store.records import seal
+from app.store.staging import Staging
 from app.store.texts import Texts
 from app.store.trash import Trash
 
@@ -57,13 +54,13 @@ class DiskStore:
         self.root = root
         self.files: FileSystem = files or Disk()
         self._texts = Texts(keep_text, text_key)
-        self._history_limit = history_limit
         self._locks = TenantLocks()
         self._home = Home(root, self.files, self._texts, patience)
         self._blobs = Blobs(self._home, self.files)
         self._manifests = Manifests(self._home, self.files, self._blobs)
+        self._histories = Histories(self._blobs, self._texts, history_limit)
+        self._staging = Staging(self._home, self.files, self._manifests)
         self._trash = Trash(self._home, self.files)
-        self._keys = ArchivedKeys()
         self._guard = threading.Lock()
         try:
             self._names = self._home.names()
@@ -75,6 +72,16 @@ class DiskStore:
         """Waits for what is under way, refuses whatever comes later, and lets another server open the store."""
         self._locks.close()
         self._home.close()
+
+    # ------------------------------------------------------------ claims: one process owns every tenant
+
+    def claim(self, tenant: str) -> Manifest | None:
+        return self.load(tenant)
+
+    def claimed(self, tenant: str) -> bool:
+        return True
+
+    def release(self, tenant: str) -> None: ...
 
     # ------------------------------------------------------------ reading
 
@@ -114,43 +121,82 @@ class DiskStore:
         except FileNotFoundError as error:
             with self._locks.holding(tenant):
                 manifest = self._require(tenant)
-            if blob not in blobs_of(manifest):
-                raise VersionConflict("the memory has been compacted meanwhile", retry_after=0.1) from error
+            if blob not in lineages.blobs_of(manifest):
+                raise VersionConflict("the memory has changed meanwhile", retry_after=0.1) from error
             raise quarantined("a blob is missing") from error
 
-    # ------------------------------------------------------------ writing
+    def history(self, tenant: str) -> list[BlockRecord]:
+        with self._locks.holding(tenant):
+            records = self._histories.records(self._require(tenant))
+        return self._histories.readable(records, tenant)
 
-    def create(self, manifest: Manifest) -> Manifest:
-        if manifest.version or manifest.snapshot or manifest.blocks or manifest.archive:
-            raise ValueError("a tenant is created at version 0, without blobs")
-        tenant, directory = manifest.tenant, self._home.directory(manifest.tenant)
-        staged = self._home.new_staging()
-        with self._locks.holding(tenant), translated("creating a tenant"):
-            if self.files.exists(directory):
-                raise TenantExists("this tenant exists already")
-            try:
-                if not self.files.exists(directory.parent):
-                    with suppress(FileExistsError):
-                        self.files.make_directory(directory.parent)
-                # always: another thread may have made it and not synced it yet
-                self.files.sync_directory(self._home.tenants)
-                self.files.make_directory(staged)
-                write_synced(self.files, staged / "name", seal(tenant))
-                write_synced(self.files, staged / "manifest", seal(manifest))
-                self.files.sync_directory(staged)
-                self.files.rename(staged, directory)
-                self.files.sync_directory(directory.parent)
-            except OSError as error:
-                with suppress(OSError):
-                    remove_tree(self.files, staged)
-                if is_there(self.files, directory):
-                    self._manifests.doubt(tenant)
-                    raise StoreFailed("the store failed while creating a tenant") from error
-                raise
-            self._manifests.remember(manifest)
-            with self._guard:
-                self._names[tenant_id(tenant)] = tenant
-            return manifest
+    def find(self, tenant: str, key: str) -> list[BlockRecord]:
+        with self._locks.holding(tenant):
+            records = self._histories.find(self._require(tenant), key)
+        return self._histories.readable(records, tenant)
+
+    def usage(self, tenant: str) -> int:
+        manifest = self.load(tenant)
+        if manifest is None:
+            raise TenantNotFound("there is no such tenant")
+        return len(seal(manifest)) + sum(ref.size for ref in lineages.blobs_of(manifest))
+
+    # ------------------------------------------------------------ making tenants
+
+    def create(
+        self, manifest: Manifest, snapshot: bytes | None = None, records: Sequence[BlockRecord] = ()
+    ) -> Manifest:
+        lineages.require_beginning(manifest, snapshot, records)
+
+        def fill(staged: Path) -> Manifest:
+            put = lambda name, data: self._blobs.write(staged, name, data)  # noqa: E731
+            return lineages.begun(manifest, *self._beginning(manifest, snapshot, records, put))
+
+        with self._locks.holding(manifest.tenant):
+            return self._make(manifest.tenant, fill)
+
+    def fork(self, tenant: str, target: str, *, version: int | None = None, created: float) -> Manifest:
+        with ExitStack() as locks:
+            # in one order for all, so that two forks never wait for each other
+            for name in sorted({tenant, target}):
+                locks.enter_context(self._locks.holding(name))
+            source = self._require(tenant)
+
+            def reseal(record: BlockRecord) -> BlockRecord:
+                return self._histories.reseal(record, tenant, target)
+
+            def fill(staged: Path) -> Manifest:
+                new, copies = lineages.forked(source, target, version, created, self._blobs.new_name, reseal)
+                for copy in copies:
+                    self._blobs.share(tenant, copy, staged)
+                archive = self._histories.archive_of_fork(source, target)
+                if archive is None:
+                    return new
+                name = self._blobs.new_name(lineages.oldest(new), "archive")
+                return msgspec.structs.replace(new, archive=(self._blobs.write(staged, name, archive),))
+
+            return self._make(target, fill)
+
+    def _make(self, tenant: str, fill: Callable[[Path], Manifest]) -> Manifest:
+        manifest = self._staging.make(tenant, fill)
+        with self._guard:
+            self._names[tenant_id(tenant)] = tenant
+        return manifest
+
+    def _beginning(
+        self,
+        manifest: Manifest,
+        snapshot: bytes | None,
+        records: Sequence[BlockRecord],
+        put: Callable[[str, bytes], BlobRef],
+    ) -> tuple[BlobRef | None, list[BlobRef]]:
+        """Puts the snapshot and the archive that a memory begins with, and returns them."""
+        name = self._blobs.new_name
+        first = None if snapshot is None else put(name(manifest.version, "snapshot"), snapshot)
+        archive = self._histories.beginning(manifest.tenant, records)
+        return first, [] if archive is None else [put(name(manifest.version, "archive"), archive)]
+
+    # ------------------------------------------------------------ changing them
 
     def commit(
         self,
@@ -162,25 +208,56 @@ class DiskStore:
         tokens: int,
         text: str | None = None,
         idempotency: Idempotency | None = None,
+        lineage: int | None = None,
     ) -> Manifest:
         with self._locks.holding(tenant):
             old = self._require(tenant)
-            if old.version != expected_version:
-                raise VersionConflict(
-                    f"the memory is at version {old.version}, not {expected_version}", retry_after=0.1
-                )
+            lineages.require_version(old, expected_version, lineage)
             version = expected_version + 1
             sealed = self._texts.seal(text, tenant, version)
             with translated("writing a block"):
                 ref = self._blobs.put(tenant, self._blobs.new_name(version, "block"), blob)
             record = BlockRecord(version, ref, time, tokens, sealed, idempotency)
-            new = msgspec.structs.replace(old, version=version, blocks=(*old.blocks, record))
-            self._manifests.swap(old, new, [ref])
-            return new
+            return self._swap(old, lineages.committed(old, record), [ref])
 
-    def compact(self, tenant: str, version: int, snapshot: bytes) -> Manifest:
+    def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
         with self._locks.holding(tenant):
             old = self._require(tenant)
+            lineages.require_version(old, expected_version)
+            return self._swap(old, lineages.rolled_back(old, version), [])
+
+    def replace(
+        self,
+        tenant: str,
+        old: Manifest,
+        new: Manifest,
+        snapshot: bytes | None,
+        records: Sequence[BlockRecord],
+    ) -> Manifest:
+        lineages.require_beginning(new, snapshot, records)
+        if new.tenant != tenant:
+            raise ValueError("a memory is replaced by one of the same tenant")
+        fresh: list[BlobRef] = []
+
+        def put(name: str, data: bytes) -> BlobRef:
+            with translated("writing a memory"):
+                fresh.append(self._blobs.put(tenant, name, data))
+            return fresh[-1]
+
+        with self._locks.holding(tenant):
+            current = self._require(tenant)
+            lineages.require_same(current, old)
+            try:
+                begun = self._beginning(new, snapshot, records, put)
+            except ServiceError:
+                self._blobs.discard(tenant, [ref.name for ref in fresh])
+                raise
+            return self._swap(current, lineages.replaced(current, new, *begun), fresh)
+
+    def compact(self, tenant: str, version: int, snapshot: bytes, *, lineage: int | None = None) -> Manifest:
+        with self._locks.holding(tenant):
+            old = self._require(tenant)
+        lineages.require_lineage(old, lineage)
         if version > old.version:
             raise VersionConflict(f"the memory is at version {old.version}, not yet at {version}")
         last = next((block for block in old.blocks if block.version == version), None)
@@ -196,21 +273,22 @@ class DiskStore:
                     self._require(tenant)
                 raise failure(error, "writing a snapshot") from error
             with self._locks.holding(tenant):
-                return self._replace_blocks(tenant, last, Snapshot(version, ref))
+                return self._replace_blocks(tenant, old.lineage, last, Snapshot(version, ref))
 
-    def _replace_blocks(self, tenant: str, last: BlockRecord, snapshot: Snapshot) -> Manifest:
+    def _replace_blocks(self, tenant: str, lineage: int, last: BlockRecord, snapshot: Snapshot) -> Manifest:
         """Swaps the manifest for one with ``snapshot`` in place of the blocks up to ``last``."""
         fresh = [snapshot.blob]
         try:
             old = self._require(tenant)
+            lineages.require_lineage(old, lineage)
             if last not in old.blocks:
                 # compacted further, or erased and made anew, while the snapshot was written
-                if old.snapshot is None or old.snapshot.version < last.version:
+                if lineages.oldest(old) < last.version:
                     raise VersionConflict("the memory has changed meanwhile", retry_after=0.1)
                 self._blobs.discard(tenant, [snapshot.blob.name])
                 return old
             gone = [block for block in old.blocks if block.version <= last.version]
-            segments, records = self._extended(old, gone)
+            segments, records = self._histories.extended(old, gone)
             if records:
                 with translated("writing the archive"):
                     name = self._blobs.new_name(last.version, "archive")
@@ -218,64 +296,13 @@ class DiskStore:
         except ServiceError:
             self._blobs.discard(tenant, [ref.name for ref in fresh])
             raise
-        new = msgspec.structs.replace(
-            old,
-            snapshot=snapshot,
-            blocks=tuple(block for block in old.blocks if block.version > last.version),
-            archive=(*segments, *fresh[1:]),
-        )
+        return self._swap(old, lineages.compacted(old, snapshot, [*segments, *fresh[1:]]), fresh)
+
+    def _swap(self, old: Manifest, new: Manifest, fresh: list[BlobRef]) -> Manifest:
+        """Makes ``new``, which names the blobs ``fresh`` besides, the truth; then deletes what it dropped."""
         self._manifests.swap(old, new, fresh)
-        kept = {ref.name for ref in blobs_of(new)}
-        self._blobs.discard(tenant, [ref.name for ref in blobs_of(old) if ref.name not in kept])
+        self._blobs.discard(new.tenant, lineages.dropped(old, new))
         return new
-
-    # ------------------------------------------------------------ history
-
-    def _segment(self, tenant: str, ref: BlobRef) -> bytes:
-        try:
-            return self._blobs.read(tenant, ref)
-        except FileNotFoundError as error:
-            raise quarantined("a part of its archive is missing") from error
-
-    def _extended(
-        self, old: Manifest, gone: list[BlockRecord]
-    ) -> tuple[tuple[BlobRef, ...], list[BlockRecord]]:
-        try:
-            return extend(old, gone, self._history_limit, lambda ref: self._segment(old.tenant, ref))
-        except Damaged as error:
-            raise quarantined("its archive is damaged") from error
-
-    def _archived(self, manifest: Manifest) -> list[BlockRecord]:
-        """The records still remembered of blocks before the snapshot, oldest first."""
-        try:
-            records = archived(manifest, lambda ref: self._segment(manifest.tenant, ref))
-        except Damaged as error:
-            raise quarantined("its archive is damaged") from error
-        return records[max(0, len(records) - max(0, self._history_limit - len(manifest.blocks))) :]
-
-    def history(self, tenant: str) -> list[BlockRecord]:
-        with self._locks.holding(tenant):
-            manifest = self._require(tenant)
-            records = [*self._archived(manifest), *manifest.blocks]
-        return [self._texts.open(record, tenant) for record in records]
-
-    def find(self, tenant: str, key: str) -> list[BlockRecord]:
-        with self._locks.holding(tenant):
-            manifest = self._require(tenant)
-            records = list(manifest.blocks)
-            if self._keys.may_hold(manifest, key, lambda: self._archived(manifest)):
-                records = [*self._archived(manifest), *records]
-        return [
-            self._texts.open(record, tenant)
-            for record in records
-            if record.idempotency is not None and record.idempotency.key == key
-        ]
-
-    def usage(self, tenant: str) -> int:
-        manifest = self.load(tenant)
-        if manifest is None:
-            raise TenantNotFound("there is no such tenant")
-        return len(seal(manifest)) + sum(ref.size for ref in blobs_of(manifest))
 
     # ------------------------------------------------------------ erasing
 

@@ -39,6 +39,10 @@ class FileSystem(Protocol):
 
     def rename(self, source: Path, target: Path) -> None: ...
 
+    def link(self, source: Path, target: Path) -> None:
+        """Gives the file ``source`` a second name ``target``, which must not exist."""
+        ...
+
     def sync_directory(self, path: Path) -> None: ...
 
     def make_directory(self, path: Path) -> None: ...
@@ -78,6 +82,9 @@ class Disk:
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target, follow_symlinks=False)
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -20,8 +20,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from app.errors import StoreFailed
-from app.store.base import Manifest
 from app.store.files import FileSystem, remove_tree, replace_durably, translated
 from app.store.records import Damaged, seal, unseal
 from app.store.texts import Texts
@@ -29,6 +30,8 @@ from app.store.texts import Texts
 STORE_FORMAT = "memoryllm-store 1"
 _ID = re.compile(r"[0-9a-f]{32}")
 _FAN = re.compile(r"[0-9a-f]{2}")
+_SEALED_NAME = re.compile(rb'("[^\n]*")\Z')
+_NAME_IN_MANIFEST = re.compile(rb'"tenant":("(?:[^"\\]|\\.)*")')
 _BEFORE_FORMAT = {"LOCK", "FORMAT.tmp", "lost+found"}
 
 
@@ -144,7 +147,7 @@ class Home:
         return self.trash / secrets.token_hex(16)
 
     def names(self) -> dict[str, str]:
-        """The tenants' names by id. One whose name and manifest are both damaged is reached by name only."""
+        """The tenants' names by id. One whose name is damaged wherever it is written is reached by name only."""
         found = {}
         with translated("listing the tenants"):
             for fan in filter(_FAN.fullmatch, self._files.list(self.tenants)):
@@ -155,11 +158,15 @@ class Home:
         return found
 
     def _name(self, directory: Path) -> str | None:
-        """From the small file beside the manifest; from the manifest only if that is damaged."""
-        for file, kind in (("name", str), ("manifest", Manifest)):
-            with suppress(OSError, Damaged):
-                value: object = unseal(self._files.read(directory / file), kind)
-                tenant = value.tenant if isinstance(value, Manifest) else str(value)
-                if tenant_id(tenant) == directory.name:
-                    return tenant
+        """From the small file beside the manifest; from the manifest only if that is damaged.
+
+        The directory's own name proves the tenant's, so that it can be picked out of damaged files too.
+        """
+        for file, pattern in (("name", _SEALED_NAME), ("manifest", _NAME_IN_MANIFEST)):
+            with suppress(OSError):
+                for match in pattern.finditer(self._files.read(directory / file)):
+                    with suppress(msgspec.DecodeError, UnicodeError):
+                        tenant = msgspec.json.decode(match[1], type=str)
+                        if tenant_id(tenant) == directory.name:
+                            return tenant
         return None

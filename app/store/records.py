@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from app.store.base import FORMAT, BlobRef, Manifest
+from app.store.base import FORMAT, Manifest
+from app.store.lineages import oldest
 
 _T = TypeVar("_T")
 
@@ -45,14 +46,8 @@ def unseal_manifest(data: bytes, tenant: str) -> Manifest:
         raise Damaged(f"manifest format {manifest.format} is not known")
     if manifest.tenant != tenant:
         raise Damaged("the manifest belongs to another tenant")
-    first = 0 if manifest.snapshot is None else manifest.snapshot.version
     versions = [block.version for block in manifest.blocks]
-    if versions != list(range(first + 1, manifest.version + 1)):
+    first = oldest(manifest)
+    if first > manifest.version or versions != list(range(first + 1, manifest.version + 1)):
         raise Damaged("the manifest's versions have a gap")
     return manifest
-
-
-def blobs_of(manifest: Manifest) -> list[BlobRef]:
-    """All blobs that the manifest needs: snapshot, blocks, archive."""
-    snapshot = [] if manifest.snapshot is None else [manifest.snapshot.blob]
-    return [*snapshot, *(block.blob for block in manifest.blocks), *manifest.archive]

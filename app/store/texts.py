@@ -51,6 +51,10 @@ class Texts:
         # a user's own text may begin like an encrypted one
         return _PLAIN + text if text.startswith((_ENCRYPTED, _PLAIN)) else text
 
+    def sealed(self, record: BlockRecord, tenant: str) -> BlockRecord:
+        """The record, readable before, as the store keeps it for ``tenant``."""
+        return msgspec.structs.replace(record, text=self.seal(record.text, tenant, record.version))
+
     def open(self, record: BlockRecord, tenant: str) -> BlockRecord:
         """The record with its text readable; without a key an encrypted text is left out.
 

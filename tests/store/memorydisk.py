@@ -112,6 +112,16 @@ class MemoryDisk:
         goal.now[target.name] = node
         self.after("rename", target)
 
+    def link(self, source: Path, target: Path) -> None:
+        self.before("link", target)
+        node, folder = self._node(source), self._folder(target.parent)
+        if isinstance(node, Folder):
+            raise _error(errno.EPERM, source)
+        if target.name in folder.now:
+            raise _error(errno.EEXIST, target)
+        folder.now[target.name] = node
+        self.after("link", target)
+
     def sync_directory(self, path: Path) -> None:
         self.before("sync_directory", path)
         folder = self._folder(path)

@@ -11,6 +11,7 @@ import pytest
 from app.errors import StoreFailed, TenantQuarantined
 from app.store.base import Idempotency, Manifest
 from app.store.disk import DiskStore
+from app.store.records import checksum
 from tests.store.memorydisk import Folder, Leaf, MemoryDisk
 
 
@@ -171,15 +172,56 @@ def test_a_name_that_is_another_tenant_s_is_not_believed(tmp_path: Path) -> None
     store.close()
 
 
-def test_a_tenant_whose_name_and_manifest_are_both_damaged_is_still_reached_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tenant", ["ada", 'a "quoted" \\ name', "🙂"])
+@pytest.mark.parametrize("part", ["checksum", "end"])
+def test_a_tenant_whose_name_and_manifest_are_both_damaged_is_still_listed(
+    tmp_path: Path, tenant: str, part: str
+) -> None:
+    disk = MemoryDisk(tmp_path)
+    store = DiskStore(tmp_path, files=disk)
+    store.create(Manifest(tenant, 7, "f", 0.0))
+    store.close()
+    for path, leaf in disk.leaves():
+        if path.name == "manifest":
+            leaf.now[10 if part == "checksum" else -1] ^= 1
+        elif path.name == "name":
+            # what is left of the name proves nothing, or there is nothing of it
+            leaf.now = leaf.now[:33] if part == "end" else bytearray(b"x" * 32) + leaf.now[32:]
+    store = DiskStore(tmp_path, files=disk)
+    assert list(store.tenants()) == [tenant]
+    with pytest.raises(TenantQuarantined):
+        store.load(tenant)
+    assert store.erase(tenant) is not None
+    assert list(store.tenants()) == []
+    store.close()
+
+
+def test_a_tenant_whose_name_is_nowhere_intact_is_still_reached_by_name(tmp_path: Path) -> None:
     disk = small_store(tmp_path)
     for path, leaf in disk.leaves():
         if path.name in {"manifest", "name"}:
-            leaf.now[10] ^= 1
+            leaf.now = bytearray(leaf.now.replace(b"ada", b"eve"))
     store = DiskStore(tmp_path, files=disk)
-    assert list(store.tenants()) == []
+    # neither listed under a name that is not its own
+    assert list(store.tenants()) == ["bob"]
     with pytest.raises(TenantQuarantined):
         store.load("ada")
     assert store.erase("ada") is not None
     assert store.load("ada") is None
+    store.close()
+
+
+def test_a_manifest_of_before_there_were_lineages_is_read(tmp_path: Path) -> None:
+    disk = small_store(tmp_path)
+    for path, leaf in disk.leaves():
+        if path.name == "manifest":
+            body = bytes(leaf.now[33:])
+            assert b',"lineage":0' in body
+            older = body.replace(b',"lineage":0', b"")
+            leaf.now = bytearray(checksum(older).encode() + b"\n" + older)
+    store = DiskStore(tmp_path, files=disk)
+    manifest = store.load("ada")
+    assert manifest is not None
+    assert (manifest.version, manifest.lineage) == (3, 0)
+    assert store.rollback("ada", 2, expected_version=3).lineage == 1
     store.close()
