@@ -124,6 +124,23 @@ class GetHistory(Message, frozen=True):
     before: int | None = None
 
 
+class ForkTenant(Message, frozen=True):
+    """Makes ``target`` with the memory ``tenant`` has at ``version`` (None: now). Reply: TenantInfo of ``target``."""
+
+    id: str
+    tenant: str
+    target: str
+    version: int | None = None
+
+
+class RollbackTenant(Message, frozen=True):
+    """Goes back to ``version``, in the tenant's order of arrival as an update. Reply: TenantInfo."""
+
+    id: str
+    tenant: str
+    version: int
+
+
 class Drain(Message, frozen=True):
     """Take nothing new, finish what runs within ``seconds``, then exit 0."""
 
@@ -141,6 +158,8 @@ Request = (
     | EraseTenant
     | GetMemory
     | GetHistory
+    | ForkTenant
+    | RollbackTenant
     | Drain
 )
 
@@ -261,7 +280,10 @@ class Scored(Message, frozen=True):
 
 
 class TenantInfo(msgspec.Struct, frozen=True, tag=True):
-    """``bytes`` in the store; ``tier`` is resident, warm or cold; times are Unix seconds."""
+    """``bytes`` in the store; ``tier`` is resident, warm or cold; times are Unix seconds.
+
+    ``lineage`` counts rollbacks and rebuilds; with ``memory_version`` it names one content of the memory.
+    """
 
     tenant: str
     seed: int
@@ -270,6 +292,7 @@ class TenantInfo(msgspec.Struct, frozen=True, tag=True):
     updated: float
     bytes: int
     tier: str
+    lineage: int = 0
 
 
 class TenantList(msgspec.Struct, frozen=True, tag=True):

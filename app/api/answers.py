@@ -119,6 +119,9 @@ class TenantAnswer(BaseModel):
     updated: float
     bytes: int = Field(description="in the store")
     tier: str = Field(description="where the pool is now: resident, warm or cold")
+    lineage: int = Field(
+        description="how often the memory was rolled back or rebuilt; with memory_version it names one content"
+    )
 
 
 class TenantsAnswer(BaseModel):

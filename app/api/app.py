@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import errors, generate, operations, score, tenants, update
+from app.api import errors, generate, memories, operations, score, tenants, update
 from app.api.answers import ErrorAnswer
 from app.api.middleware import BodyLimit, Requests
 from app.api.operations import NAME, installed_version
@@ -43,8 +43,8 @@ def create_app(settings: Settings, worker: WorkerClient | Workers) -> FastAPI:
         responses=_ERRORS,
     )
     app.state.services = Services(settings, workers, metrics)
-    for router in (update.router, generate.router, score.router, tenants.router, operations.router):
-        app.include_router(router)
+    for module in (update, generate, score, tenants, memories, operations):
+        app.include_router(module.router)
     errors.install(app)
 
     async def client_gone(request: Request, error: Exception) -> Response:

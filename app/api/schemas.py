@@ -195,9 +195,33 @@ class TenantBody(Body):
     )
 
 
+Version = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class ForkBody(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"target": "alice-test", "version": 12}]})
+
+    target: Annotated[TenantId, Field(description="the new tenant, which must not exist")]
+    version: Version | None = Field(None, description="a version that is kept; without it, the current one")
+
+
+class RollbackBody(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 12}]})
+
+    version: Version = Field(description="a version that is kept; what came after it is gone for good")
+
+
 @cache
 def field_names() -> frozenset[str]:
     """Every name an error may mention: fields of bodies and query parameters."""
-    models: list[type[Body]] = [Message, UpdateBody, GenerateBody, ScoreBody, TenantBody]
+    models: list[type[Body]] = [
+        Message,
+        UpdateBody,
+        GenerateBody,
+        ScoreBody,
+        TenantBody,
+        ForkBody,
+        RollbackBody,
+    ]
     names = {name for model in models for name in model.model_fields}
     return frozenset(names | {"after", "limit", "before", "detail", "Idempotency-Key"})

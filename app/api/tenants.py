@@ -45,9 +45,7 @@ Body = TypeVar("Body", TenantInfo, TenantList, Erased, MemoryView, History)
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-def _named(
-    request: Request, tenant: Annotated[str, Path(min_length=1, description="percent-encoded")]
-) -> str:
+def named(request: Request, tenant: Annotated[str, Path(min_length=1, description="percent-encoded")]) -> str:
     """The tenant in the path, which routing left encoded as it came."""
     try:
         name = check_tenant(unquote(tenant, errors="strict"))
@@ -59,17 +57,17 @@ def _named(
     return name
 
 
-Named = Annotated[str, Depends(_named)]
+Named = Annotated[str, Depends(named)]
 
 
-async def _ask(services: Services, tenant: str, question: Question, kind: type[Body]) -> Body:
+async def ask(services: Services, tenant: str, question: Question, kind: type[Body]) -> Body:
     part = await services.workers.of(tenant).ask(question)
     assert isinstance(part, Reply)
     assert isinstance(part.body, kind)
     return part.body
 
 
-def _tenant(info: TenantInfo) -> TenantAnswer:
+def tenant_answer(info: TenantInfo) -> TenantAnswer:
     return TenantAnswer(
         id=info.tenant,
         seed=info.seed,
@@ -78,6 +76,7 @@ def _tenant(info: TenantInfo) -> TenantAnswer:
         updated=info.updated,
         bytes=info.bytes,
         tier=info.tier,
+        lineage=info.lineage,
     )
 
 
@@ -85,8 +84,8 @@ def _tenant(info: TenantInfo) -> TenantAnswer:
 async def create(body: TenantBody, request: Request, services: Use) -> TenantAnswer:
     """Not needed before an update: tenants come into being on first use."""
     note_tenant(request, body.id)
-    info = await _ask(services, body.id, CreateTenant(new_id(), body.id, body.seed), TenantInfo)
-    return _tenant(info)
+    info = await ask(services, body.id, CreateTenant(new_id(), body.id, body.seed), TenantInfo)
+    return tenant_answer(info)
 
 
 @router.get("", summary="A page of tenants, by name")
@@ -98,19 +97,19 @@ async def page(
             check_tenant(after)
         except ValueError as error:
             raise InvalidRequest(str(error), param="after") from None
-    listed = await _ask(services, "", ListTenants(new_id(), after, limit), TenantList)
+    listed = await ask(services, "", ListTenants(new_id(), after, limit), TenantList)
     return TenantsAnswer(tenants=listed.tenants, next=listed.next, total=listed.total)
 
 
 @router.get("/{tenant}", summary="Look at a tenant")
 async def look(tenant: Named, services: Use) -> TenantAnswer:
-    return _tenant(await _ask(services, tenant, GetTenant(new_id(), tenant), TenantInfo))
+    return tenant_answer(await ask(services, tenant, GetTenant(new_id(), tenant), TenantInfo))
 
 
 @router.delete("/{tenant}", summary="Erase a tenant and its memory")
 async def erase(tenant: Named, services: Use) -> ErasedAnswer:
     """Ends the tenant's open requests and removes it from the device, from the host's memory and from the store."""
-    erased = await _ask(services, tenant, EraseTenant(new_id(), tenant), Erased)
+    erased = await ask(services, tenant, EraseTenant(new_id(), tenant), Erased)
     return ErasedAnswer(
         id=erased.tenant,
         memory_version=erased.memory_version,
@@ -127,7 +126,7 @@ async def memory(
     tenant: Named, services: Use, detail: Literal["summary", "ranks"] = "summary"
 ) -> MemoryAnswer:
     """Per layer, or once if all layers forget alike: how many memory tokens each update has left."""
-    view = await _ask(services, tenant, GetMemory(new_id(), tenant), MemoryView)
+    view = await ask(services, tenant, GetMemory(new_id(), tenant), MemoryView)
     # an 8B model's view has 400,000 numbers
     layers = await asyncio.to_thread(_layers, view)
     return MemoryAnswer(
@@ -166,7 +165,7 @@ async def history(
     limit: Limit = 100,
     before: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
 ) -> HistoryAnswer:
-    told = await _ask(services, tenant, GetHistory(new_id(), tenant, limit, before), History)
+    told = await ask(services, tenant, GetHistory(new_id(), tenant, limit, before), History)
     return HistoryAnswer(
         tenant=told.tenant,
         memory_version=told.memory_version,

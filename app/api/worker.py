@@ -23,6 +23,7 @@ from app.messages import (
     Failed,
     Fatal,
     Finished,
+    ForkTenant,
     Generate,
     GetHistory,
     GetMemory,
@@ -32,6 +33,7 @@ from app.messages import (
     Ready,
     Reply,
     Request,
+    RollbackTenant,
     Score,
     Scored,
     Stats,
@@ -47,7 +49,17 @@ log = structlog.get_logger("api")
 RETRY_AFTER = 5.0
 
 Question = (
-    Generate | Update | Score | CreateTenant | ListTenants | GetTenant | EraseTenant | GetMemory | GetHistory
+    Generate
+    | Update
+    | Score
+    | CreateTenant
+    | ListTenants
+    | GetTenant
+    | EraseTenant
+    | GetMemory
+    | GetHistory
+    | ForkTenant
+    | RollbackTenant
 )
 Part = Tokens | Finished | UpdateProgress | Updated | Scored | Reply
 

@@ -1,4 +1,4 @@
-"""``memoryllm tenants``: create, list, look at and erase memories."""
+"""``memoryllm tenants``: create, list, look at, fork, roll back and erase memories."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from app.cli.http import Answer, Api, tenant_path
 from app.cli.options import DEFAULT_URL, Json, Url
 from app.cli.output import err, one_line, out, print_json
 
-app = typer.Typer(help="Create, list, look at and erase memories.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, look at, copy, move and erase memories.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the tenant")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 
 
 @app.command("create")
@@ -84,21 +85,57 @@ def history(
         print_json(answer) if json else out.print(history_table(answer))
 
 
+@app.command("fork")
+def fork(
+    tenant: Name,
+    target: Annotated[str, typer.Argument(help="the new tenant, which must not exist")],
+    version: Annotated[int | None, typer.Option(min=0, help="as it was then, if that is kept")] = None,
+    url: Url = DEFAULT_URL,
+    json: Json = False,
+) -> None:
+    """Copy a memory to a new tenant; both go on from there on their own."""
+    with Api(url, as_json=json) as api:
+        body = {"target": target} | ({} if version is None else {"version": version})
+        answer = api.call("POST", tenant_path(tenant, "/fork"), body)
+        print_json(answer) if json else _show(answer)
+
+
+@app.command("rollback")
+def rollback(
+    tenant: Name,
+    version: Annotated[int, typer.Argument(min=0, help="the version to go back to")],
+    yes: Yes = False,
+    url: Url = DEFAULT_URL,
+    json: Json = False,
+) -> None:
+    """Take a memory back to an earlier version; what came after it is gone for good."""
+    with Api(url, as_json=json) as api:
+        _confirm(yes, "rolling back", f"Take {tenant!r} back to version {version}?")
+        answer = api.call("POST", tenant_path(tenant, "/rollback"), {"version": version})
+        print_json(answer) if json else _show(answer)
+
+
 @app.command("erase")
 def erase(
     tenant: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Yes = False,
     url: Url = DEFAULT_URL,
     json: Json = False,
 ) -> None:
     """Remove a tenant and its memory, everywhere and for good."""
     with Api(url, as_json=json) as api:
-        if not yes:
-            if not sys.stdin.isatty():
-                raise Refusal("erasing cannot be undone: say --yes", USAGE)
-            typer.confirm(f"Erase {tenant!r} and all it remembers?", abort=True, err=True)
+        _confirm(yes, "erasing", f"Erase {tenant!r} and all it remembers?")
         answer = api.call("DELETE", tenant_path(tenant))
         print_json(answer) if json else _show(answer)
+
+
+def _confirm(yes: bool, what: str, question: str) -> None:
+    """Asks, unless told not to; where nobody can answer, --yes is needed. Raises Refusal, typer.Abort."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Refusal(f"{what} cannot be undone: say --yes", USAGE)
+    typer.confirm(question, abort=True, err=True)
 
 
 def memory_table(answer: Answer) -> Table:

@@ -37,6 +37,7 @@ class Memory:
 
     ``tail`` [L, K, d] is the newest block's hidden states, None while the memory is not initialised.
     ``born`` int32 [L or 1, N] is the version that wrote each rank. ``pins`` counts who needs it to stay.
+    ``lineage`` counts the store's rollbacks and rebuilds: with the version it names one content.
     """
 
     tenant: str
@@ -49,6 +50,7 @@ class Memory:
     older: list[View] = field(default_factory=list)
     pins: int = 0
     used: int = 0
+    lineage: int = 0
 
     @property
     def initialized(self) -> bool:

@@ -43,6 +43,7 @@ class Warm:
     """An evicted pool in host memory: K and V [L, H_kv, N + K, d_head] by slot, with its rank vector."""
 
     version: int
+    lineage: int
     key: Tensor
     value: Tensor
     rank: Tensor
@@ -197,11 +198,19 @@ class Residency:
                 manifest = self.store.load(tenant)
                 assert manifest is not None
         self.check(manifest)
-        if warm is not None and warm.version == manifest.version:
+        if warm is not None and (warm.lineage, warm.version) == (manifest.lineage, manifest.version):
             self.arena.pools.key[:, slot] = warm.key.to(self.backbone.device)
             self.arena.pools.value[:, slot] = warm.value.to(self.backbone.device)
+            view = View(warm.version, warm.rank)
             return Memory(
-                tenant, manifest.seed, slot, warm.version, warm.tail, warm.born, View(warm.version, warm.rank)
+                tenant,
+                manifest.seed,
+                slot,
+                warm.version,
+                warm.tail,
+                warm.born,
+                view,
+                lineage=manifest.lineage,
             )
         if manifest.version == 0:
             rank = self._fill_base(slot)
@@ -214,7 +223,10 @@ class Residency:
         if manifest.version or self.backbone.weights.initialized:
             num_tokens = self.backbone.config.num_tokens
             tail = hidden[:, -num_tokens:].to(self.backbone.device, self.backbone.dtype, copy=True)
-        return Memory(tenant, manifest.seed, slot, manifest.version, tail, born, View(manifest.version, rank))
+        view = View(manifest.version, rank)
+        return Memory(
+            tenant, manifest.seed, slot, manifest.version, tail, born, view, lineage=manifest.lineage
+        )
 
     def _fill_base(self, slot: int) -> Tensor:
         if self._base_projected is None:
@@ -275,7 +287,7 @@ class Residency:
         if 2 * pools.key[:, slot].nbytes > self._warm_bytes:
             return None
         key, value = pools.key[:, slot].to("cpu", copy=True), pools.value[:, slot].to("cpu", copy=True)
-        return Warm(memory.version, key, value, memory.view.rank, memory.tail, memory.born)
+        return Warm(memory.version, memory.lineage, key, value, memory.view.rank, memory.tail, memory.born)
 
     def _add_warm(self, tenant: str, warm: Warm) -> None:
         if tenant in self._warm or tenant in self._resident or tenant in self._loading:
@@ -290,6 +302,17 @@ class Residency:
     def distrust(self, tenant: str) -> None:
         """Has the memory read again from the store before anything new uses it: a commit's outcome is unknown."""
         self._stale.add(tenant)
+
+    def renew(self, tenant: str) -> None:
+        """The stored memory is another now: nothing new reads the one that is here, warm or on its way.
+
+        Those who read it go on.
+        """
+        if tenant in self._resident or tenant in self._loading:
+            self.distrust(tenant)
+        warm = self._warm.pop(tenant, None)
+        if warm is not None:
+            self._warm_room += warm.bytes
 
     def forget(self, tenant: str) -> None:
         """Drops an erased or distrusted tenant from every tier. The caller has seen to it that nobody holds it."""

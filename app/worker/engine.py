@@ -39,6 +39,7 @@ from app.model.backbone import Backbone
 from app.model.sampling import choose
 from app.store.base import BlockRecord, Store
 from app.worker.jobs import Job, Kind, Phase, Plan
+from app.worker.memories import Memories, MemoryRequest
 from app.worker.numbers import Numbers
 from app.worker.reads import Reads
 from app.worker.rows import Rows
@@ -93,19 +94,26 @@ class Engine:
             compacted_after=compacted_after,
         )
         self.tenants = Tenants(self, residency, store)
+        self.memories = Memories(self, residency, store)
 
     # ------------------------------------------------------------ background work
 
     def background(
-        self, tenant: str, work: Callable[[], object], done: Callable[[object, ServiceError | None], None]
+        self,
+        tenant: str,
+        work: Callable[[], object],
+        done: Callable[[object, ServiceError | None], None],
+        *others: str,
     ) -> None:
-        """Runs ``work`` in a thread; while it runs the tenant cannot be erased."""
-        self._background[tenant] += 1
+        """Runs ``work`` in a thread; while it runs neither the tenant nor ``others`` can be erased."""
+        held = (tenant, *others)
+        self._background.update(held)
 
         def finished(result: object, error: ServiceError | None) -> None:
-            self._background[tenant] -= 1
-            if not self._background[tenant]:
-                del self._background[tenant]
+            for name in held:
+                self._background[name] -= 1
+                if not self._background[name]:
+                    del self._background[name]
             done(result, error)
 
         self._submit(work, finished)
@@ -141,6 +149,8 @@ class Engine:
                     self._take_read(message)
                 elif isinstance(message, Update):
                     self._take_update(message)
+                elif isinstance(message, MemoryRequest):
+                    self.memories.handle(message)
                 else:
                     self.tenants.handle(message)
             except ServiceError as error:
@@ -214,9 +224,13 @@ class Engine:
 
     def fail_tenant(self, tenant: str, error: ServiceError) -> int:
         """Fails the tenant's jobs; an update whose block is being written fails when that is done."""
-        jobs = self.scheduler.of(tenant)
+        return self._fail_jobs(self.scheduler.of(tenant), error)
+
+    def _fail_jobs(self, jobs: list[Job], error: ServiceError) -> int:
         for job in jobs:
-            if job.id in self.reads:
+            if job.id in self.memories:
+                self.memories.fail(job, error)
+            elif job.id in self.reads:
                 self.reads.release(job.id)
                 self.fail(job.id, error)
             elif job.id in self._pending_updates:
@@ -257,9 +271,13 @@ class Engine:
     def _fail_unloadable(self) -> None:
         while self.residency.failures:
             tenant, error = self.residency.failures.popitem()
-            self.fail_tenant(tenant, error)
+            # a rollback or a rebuild may be what makes the memory loadable again
+            self._fail_jobs([job for job in self.scheduler.of(tenant) if job.needs_memory], error)
 
     def _start(self, job: Job, now: float) -> None:
+        if job.id in self.memories:
+            self.memories.start(job)
+            return
         memory = self.residency.get(job.tenant)
         assert memory is not None
         wanted = self._wanted_at.pop(job.tenant, now)

@@ -30,6 +30,7 @@ class Job:
 
     ``room`` is the cache rows it takes (prompt and completion; 0 for updates). ``arrival`` and ``deadline``
     are seconds of the caller's clock. ``atomic``: all of ``length`` in one step; ``held_first``: begins HELD.
+    A job that does not need the memory on the device (``needs_memory`` False) begins without it.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Job:
     priority: int = 0
     atomic: bool = False
     held_first: bool = False
+    needs_memory: bool = True
     phase: Phase = Phase.WAITING
     done: int = 0
 

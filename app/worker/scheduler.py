@@ -232,4 +232,6 @@ class Scheduler:
 
 
 def _ready(job: Job, memories: Memories) -> bool:
+    if not job.needs_memory:
+        return True
     return memories.readable(job.tenant) if job.reads else memories.resident(job.tenant)

@@ -58,7 +58,7 @@ class Tenants:
         work: Callable[[], Body]
         if isinstance(message, ListTenants):
             work = lambda: self._list(message)  # noqa: E731
-            self._answer(message.id, "", work)
+            self.answer(message.id, "", work)
             return
         self.check_not_erasing(message.tenant)
         if isinstance(message, EraseTenant):
@@ -68,14 +68,16 @@ class Tenants:
             work = lambda: self._create(message)  # noqa: E731
         elif isinstance(message, GetTenant):
             tier = self.residency.tier(message.tenant)
-            work = lambda: self._info(self._manifest(message.tenant), tier)  # noqa: E731
+            work = lambda: self.info(self.manifest(message.tenant), tier)  # noqa: E731
         elif isinstance(message, GetMemory):
             work = self._memory(message.tenant)
         else:
             work = lambda: self._history(message)  # noqa: E731
-        self._answer(message.id, message.tenant, work)
+        self.answer(message.id, message.tenant, work)
 
-    def _answer(self, request_id: str, tenant: str, work: Callable[[], Body]) -> None:
+    def answer(self, request_id: str, tenant: str, work: Callable[[], Body], *others: str) -> None:
+        """Answers with what ``work`` returns in a thread; neither ``tenant`` nor ``others`` is erased meanwhile."""
+
         def done(result: object, error: ServiceError | None) -> None:
             if error is not None:
                 self.engine.fail(request_id, error)
@@ -83,11 +85,12 @@ class Tenants:
                 assert isinstance(result, Body)
                 self.engine.emit(Reply(request_id, result))
 
-        self.engine.background(tenant, work, done)
+        self.engine.background(tenant, work, done, *others)
 
     # ------------------------------------------------------------ in background threads
 
-    def _manifest(self, tenant: str) -> Manifest:
+    def manifest(self, tenant: str) -> Manifest:
+        """The tenant's manifest. Raises TenantNotFound and as Store.load."""
         manifest = self.store.load(tenant)
         if manifest is None:
             raise TenantNotFound("there is no such tenant")
@@ -96,9 +99,10 @@ class Tenants:
     def _create(self, message: CreateTenant) -> Body:
         if message.seed is not None and not 0 <= message.seed < MAX_SEED:
             raise InvalidRequest("a seed is at least 0 and below 2^40", param="seed")
-        return self._info(self.residency.create(message.tenant, message.seed), "cold")
+        return self.info(self.residency.create(message.tenant, message.seed), "cold")
 
-    def _info(self, manifest: Manifest, tier: str) -> Body:
+    def info(self, manifest: Manifest, tier: str) -> TenantInfo:
+        """What is told of a tenant. Raises as Store.history."""
         last = manifest.blocks[-1:] or self.store.history(manifest.tenant)[-1:]
         return TenantInfo(
             tenant=manifest.tenant,
@@ -108,6 +112,7 @@ class Tenants:
             updated=last[0].time if last else manifest.created,
             bytes=self.store.usage(manifest.tenant),
             tier=tier,
+            lineage=manifest.lineage,
         )
 
     def _list(self, message: ListTenants) -> Body:
@@ -119,14 +124,15 @@ class Tenants:
 
     def _memory(self, tenant: str) -> Callable[[], Body]:
         config = self.residency.backbone.config
-        memory = self.residency.get(tenant)
+        # one that a rollback has left behind is still read by those who began before it
+        memory = self.residency.get(tenant) if self.residency.resident(tenant) else None
         here = None if memory is None else (memory.version, memory.born)
 
         def work() -> Body:
             if here is not None:
                 version, born = here
             else:
-                manifest = self._manifest(tenant)
+                manifest = self.manifest(tenant)
                 self.residency.check(manifest)
                 manifest, pool = self.residency.settled_pool(manifest)
                 version, born = manifest.version, pool.born
@@ -135,7 +141,7 @@ class Tenants:
         return work
 
     def _history(self, message: GetHistory) -> Body:
-        manifest = self._manifest(message.tenant)
+        manifest = self.manifest(message.tenant)
         records = self.store.history(message.tenant)
         if message.before is not None:
             records = [r for r in records if r.version < message.before]

@@ -168,7 +168,7 @@ class Updates:
         run.committing = True
         key = run.message.idempotency_key
         mark = None if key is None else Idempotency(key, run.index, len(run.contexts), run.digest)
-        context, block, version = run.context, run.block, memory.version
+        context, block, version, lineage = run.context, run.block, memory.version, memory.lineage
 
         def work() -> object:
             blob = encode_block(block)
@@ -180,6 +180,7 @@ class Updates:
                 tokens=len(context.tokens),
                 text=context.text,
                 idempotency=mark,
+                lineage=lineage,
             )
             return manifest, len(blob)
 

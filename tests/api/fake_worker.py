@@ -16,7 +16,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from app import messages as m
-from app.errors import ServerBusy, StoreFull, TenantBusy, TenantExists, TenantNotFound
+from app.errors import ServerBusy, StoreFull, TenantBusy, TenantExists, TenantNotFound, VersionNotKept
 from app.settings import Settings
 
 VOCAB = 600
@@ -63,6 +63,7 @@ class FakeWorker:
 
     memories: dict[str, int] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
+    lineages: dict[str, int] = field(default_factory=dict)
     keys: dict[tuple[str, str], m.Updated] = field(default_factory=dict)
     seen: list[m.Request] = field(default_factory=list)
     held: dict[str, m.Generate | m.Update] = field(default_factory=dict)
@@ -173,8 +174,35 @@ class FakeWorker:
         following = page[-1] if len(names) > len(page) and page else None
         return [m.Reply(request.id, m.TenantList(page, following, len(self.memories)))]
 
+    def _info(self, request: m.Request, name: str) -> m.Reply:
+        seed, version, lineage = self.seeds.get(name, 0), self.memories[name], self.lineages.get(name, 0)
+        return m.Reply(request.id, m.TenantInfo(name, seed, version, 1.0, 2.0, 100, "resident", lineage))  # type: ignore[union-attr]
+
+    def _changed(self, request: m.ForkTenant | m.RollbackTenant) -> list[m.Answer]:
+        name, version = request.tenant, request.version
+        if version is not None and version > self.memories[name]:
+            error = VersionNotKept("this version is not kept")
+            return [m.Failed(request.id, error.code, error.message)]
+        if isinstance(request, m.RollbackTenant):
+            self.memories[name] = request.version
+            self.lineages[name] = self.lineages.get(name, 0) + 1
+            return [self._info(request, name)]
+        if request.target in self.memories:
+            exists = TenantExists("there is such a tenant already")
+            return [m.Failed(request.id, exists.code, exists.message)]
+        self.memories[request.target] = self.memories[name] if version is None else version
+        self.seeds[request.target] = self.seeds.get(name, 0)
+        return [self._info(request, request.target)]
+
     def _tenant(
-        self, request: m.CreateTenant | m.GetTenant | m.EraseTenant | m.GetMemory | m.GetHistory
+        self,
+        request: m.CreateTenant
+        | m.GetTenant
+        | m.EraseTenant
+        | m.GetMemory
+        | m.GetHistory
+        | m.ForkTenant
+        | m.RollbackTenant,
     ) -> list[m.Answer]:
         name = request.tenant
         if isinstance(request, m.CreateTenant):
@@ -186,6 +214,8 @@ class FakeWorker:
         elif name not in self.memories:
             missing = TenantNotFound("there is no such tenant")
             return [m.Failed(request.id, missing.code, missing.message)]
+        if isinstance(request, m.ForkTenant | m.RollbackTenant):
+            return self._changed(request)
         version = self.memories[name]
         if isinstance(request, m.EraseTenant):
             del self.memories[name]
@@ -199,8 +229,7 @@ class FakeWorker:
             items = [m.HistoryItem(v, 1.0, 10, None, None, 0.5) for v in versions]
             following = versions[-1] if versions and versions[-1] > 1 else None
             return [m.Reply(request.id, m.History(name, version, items, following))]
-        seed = self.seeds.get(name, 0)
-        return [m.Reply(request.id, m.TenantInfo(name, seed, version, 1.0, 2.0, 100, "resident"))]
+        return [self._info(request, name)]
 
 
 def main() -> int:

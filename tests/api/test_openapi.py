@@ -57,6 +57,8 @@ def described(model_dir: Path) -> Any:
         ("delete", "/tenants/{tenant}"),
         ("get", "/tenants/{tenant}/memory"),
         ("get", "/tenants/{tenant}/history"),
+        ("post", "/tenants/{tenant}/fork"),
+        ("post", "/tenants/{tenant}/rollback"),
     ],
 )
 def test_any_request(described: Any, method: str, path: str) -> None:
@@ -79,6 +81,8 @@ def test_the_document_describes_the_bodies() -> None:
         "/tenants/{tenant}": {"get", "delete"},
         "/tenants/{tenant}/memory": {"get"},
         "/tenants/{tenant}/history": {"get"},
+        "/tenants/{tenant}/fork": {"post"},
+        "/tenants/{tenant}/rollback": {"post"},
         "/": {"get"},
         "/health": {"get"},
         "/ready": {"get"},

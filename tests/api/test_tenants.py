@@ -42,6 +42,7 @@ async def test_any_printable_name(service: Service, name: str) -> None:
         "updated": 2.0,
         "bytes": 100,
         "tier": "resident",
+        "lineage": 0,
     }
     path = f"/tenants/{quote(name, safe='')}"
     looked = await service.http.get(path)

@@ -14,6 +14,7 @@ TENANT = {
     "updated": 0.0,
     "bytes": 12345,
     "tier": "cold",
+    "lineage": 1,
 }
 
 

@@ -1,0 +1,31 @@
+"""/tenants/{tenant}/…: a memory as a thing that is forked and rolled back."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from app.api.answers import TenantAnswer
+from app.api.body import JsonRoute
+from app.api.schemas import ForkBody, RollbackBody
+from app.api.services import Use
+from app.api.tenants import Named, ask, tenant_answer
+from app.api.worker import new_id
+from app.messages import ForkTenant, RollbackTenant, TenantInfo
+
+router = APIRouter(route_class=JsonRoute, prefix="/tenants", tags=["memories"])
+
+
+@router.post(
+    "/{tenant}/fork", status_code=201, summary="Copy a memory, as it is or as it was, to a new tenant"
+)
+async def fork(tenant: Named, body: ForkBody, services: Use) -> TenantAnswer:
+    """Seed and history go along, so that the same updates forget the same in both. Neither depends on the other."""
+    message = ForkTenant(new_id(), tenant, body.target, body.version)
+    return tenant_answer(await ask(services, tenant, message, TenantInfo))
+
+
+@router.post("/{tenant}/rollback", summary="Go back to an earlier version of a memory")
+async def rollback(tenant: Named, body: RollbackBody, services: Use) -> TenantAnswer:
+    """Takes its turn behind the updates that came before it. Generations that run go on with what they read."""
+    message = RollbackTenant(new_id(), tenant, body.version)
+    return tenant_answer(await ask(services, tenant, message, TenantInfo))
