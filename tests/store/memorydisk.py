@@ -48,14 +48,21 @@ class Folder:
         self.now: dict[str, Leaf | Folder] = {}
         self.safe: dict[str, Leaf | Folder] = {}
 
-    def after_crash(self, kept: Kept) -> Folder:
+    def after_crash(self, kept: Kept, leaves: dict[int, Leaf] | None = None) -> Folder:
+        leaves = {} if leaves is None else leaves
         folder = Folder()
         names = self.safe if kept == "synced" else self.now
         if isinstance(kept, random.Random):
             drawn = {name: kept.choice([self.now, self.safe]) for name in sorted({*self.now, *self.safe})}
             names = {name: found[name] for name, found in drawn.items() if name in found}
         for name, node in names.items():
-            folder.now[name] = node.after_crash(kept)
+            if isinstance(node, Folder):
+                folder.now[name] = node.after_crash(kept, leaves)
+            else:
+                # a file of two names is one file still
+                if id(node) not in leaves:
+                    leaves[id(node)] = node.after_crash(kept)
+                folder.now[name] = leaves[id(node)]
         folder.safe = dict(folder.now)
         return folder
 
@@ -65,10 +72,12 @@ def _error(number: int, path: Path) -> OSError:
 
 
 class MemoryDisk:
-    """``before`` and ``after`` see every call that changes something, and may raise. Nothing else is public."""
+    """``before`` and ``after`` see every call that changes something, and may raise. ``links`` says whether it
+    has hard links."""
 
-    def __init__(self, root: Path, folder: Folder | None = None) -> None:
+    def __init__(self, root: Path, folder: Folder | None = None, *, links: bool = True) -> None:
         self.root = root
+        self.links = links
         self.folder = folder or Folder()
         self.before: Hook = lambda call, path: None
         self.after: Hook = lambda call, path: None
@@ -76,7 +85,7 @@ class MemoryDisk:
 
     def after_crash(self, kept: Kept) -> MemoryDisk:
         """A disk as it would be found if the power failed now; this one is left alone."""
-        return MemoryDisk(self.root, self.folder.after_crash(kept))
+        return MemoryDisk(self.root, self.folder.after_crash(kept), links=self.links)
 
     def leaves(self) -> Iterator[tuple[Path, Leaf]]:
         def walk(path: Path, folder: Folder) -> Iterator[tuple[Path, Leaf]]:
@@ -115,7 +124,7 @@ class MemoryDisk:
     def link(self, source: Path, target: Path) -> None:
         self.before("link", target)
         node, folder = self._node(source), self._folder(target.parent)
-        if isinstance(node, Folder):
+        if isinstance(node, Folder) or not self.links:
             raise _error(errno.EPERM, source)
         if target.name in folder.now:
             raise _error(errno.EEXIST, target)

@@ -9,62 +9,105 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import pytest
 
 import app.store.archive
 from app.errors import ServiceError, StoreFailed, StoreFull
-from app.store.base import Idempotency, Manifest, Store
+from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Store
 from app.store.disk import DiskStore
 from tests.store.memorydisk import Crash, Folder, Kept, MemoryDisk
 
 KEPT: tuple[Kept, ...] = ("synced", "names", "all")
 
-# a memory is the list of its blocks' contents; a tenant's blocks differ from those of his former life
-Memories = dict[str, tuple[str, ...]]
+
+class Memory(NamedTuple):
+    """The blocks' contents; a tenant's blocks differ from those of other lives and lineages."""
+
+    contents: tuple[str, ...] = ()
+    lineage: int = 0
+
+
+Memories = dict[str, Memory]
 
 
 class Step:
-    """One operation on one tenant, on the store and on the model alike."""
+    """One operation on one tenant, on the store and on the model alike.
 
-    def __init__(self, does: str, tenant: str, version: int = 0, life: int = 1) -> None:
-        self.does, self.tenant, self.version, self.life = does, tenant, version, life
+    ``version`` is the block's, the snapshot's or the one that a memory comes to; ``target`` is a fork's.
+    """
+
+    def __init__(self, does: str, tenant: str, version: int = 0, life: int = 1, target: str = "") -> None:
+        self.does, self.tenant, self.version, self.life, self.target = does, tenant, version, life, target
 
     def __repr__(self) -> str:
-        return f"{self.does} {self.tenant} {self.version}"
+        return f"{self.does} {self.tenant} {self.version} {self.target}".strip()
 
     def content(self, version: int) -> str:
         return f"<{self.tenant}-{self.life}-{version}>" * 30
 
-    def on_store(self, store: Store) -> None:
+    def contents(self) -> tuple[str, ...]:
+        return tuple(map(self.content, range(1, self.version + 1)))
+
+    def manifest(self) -> Manifest:
+        return Manifest(self.tenant, self.life, "fingerprint", 0.0)
+
+    def on_store(self, store: Store, memories: Memories) -> None:
+        tenant, version = self.tenant, self.version
+        now = len(memories[tenant].contents) if tenant in memories else 0
+        beginning = msgspec.structs.replace(self.manifest(), version=version)
+        pool = "|".join(self.contents()).encode()
+        records = [
+            BlockRecord(v, BlobRef("", 0, ""), 0.0, 16, "text", mark(v)) for v in range(1, version + 1)
+        ]
         if self.does == "create":
-            store.create(Manifest(self.tenant, self.life, "fingerprint", 0.0))
+            store.create(self.manifest())
+        elif self.does == "import":
+            store.create(beginning, pool, records)
+        elif self.does == "replace":
+            old = store.load(tenant)
+            assert old is not None
+            store.replace(tenant, old, beginning, pool, records)
         elif self.does == "commit":
-            mark = Idempotency(f"key {self.version}", 0, 1, "digest")
-            data = self.content(self.version).encode()
-            store.commit(
-                self.tenant, self.version - 1, data, time=0.0, tokens=16, text="text", idempotency=mark
-            )
+            data = self.content(version).encode()
+            more = {"text": "text", "idempotency": mark(version)}
+            store.commit(tenant, version - 1, data, time=0.0, tokens=16, **more)  # type: ignore[arg-type]
         elif self.does == "compact":
-            pool = "|".join(self.content(v) for v in range(1, self.version + 1))
-            store.compact(self.tenant, self.version, pool.encode())
+            store.compact(tenant, version, "|".join(memories[tenant].contents[:version]).encode())
+        elif self.does == "fork":
+            store.fork(tenant, self.target, version=version, created=1.0)
+        elif self.does == "rollback":
+            store.rollback(tenant, version, expected_version=now)
         else:
-            assert store.erase(self.tenant) is not None
+            assert store.erase(tenant) is not None
 
     def on_model(self, memories: Memories) -> Memories:
-        after = dict(memories)
+        after, old = dict(memories), memories.get(self.tenant, Memory())
         if self.does == "create":
-            after[self.tenant] = ()
+            after[self.tenant] = Memory()
+        elif self.does == "import":
+            after[self.tenant] = Memory(self.contents())
+        elif self.does == "replace":
+            after[self.tenant] = Memory(self.contents(), old.lineage + 1)
         elif self.does == "commit":
-            after[self.tenant] = (*after[self.tenant], self.content(self.version))
+            after[self.tenant] = Memory((*old.contents, self.content(self.version)), old.lineage)
+        elif self.does == "fork":
+            after[self.target] = Memory(old.contents[: self.version])
+        elif self.does == "rollback":
+            after[self.tenant] = Memory(old.contents[: self.version], old.lineage + 1)
         elif self.does == "erase":
             del after[self.tenant]
         return after
 
 
-SCRIPT = [
+def mark(version: int) -> Idempotency:
+    return Idempotency(f"key {version}", 0, 1, "digest")
+
+
+UPDATES = [
     Step("create", "ada"),
     Step("commit", "ada", 1),
     Step("create", "bob"),
@@ -80,7 +123,54 @@ SCRIPT = [
     Step("commit", "ada", 1, life=2),
     Step("erase", "bob"),
 ]
-TENANTS = ("ada", "bob")
+FORKS = [
+    Step("create", "ada"),
+    Step("commit", "ada", 1),
+    Step("commit", "ada", 2),
+    Step("compact", "ada", 1),
+    Step("fork", "ada", 2, target="bob"),
+    Step("compact", "bob", 2),
+    Step("fork", "ada", 1, target="carol"),
+    Step("erase", "ada"),
+    Step("commit", "carol", 2),
+]
+LINEAGES = [
+    Step("import", "ada", 1),
+    Step("commit", "ada", 2),
+    Step("commit", "ada", 3),
+    Step("compact", "ada", 2),
+    Step("rollback", "ada", 2),
+    Step("commit", "ada", 3, life=2),
+    Step("replace", "ada", 1, life=3),
+    Step("commit", "ada", 2, life=3),
+    Step("rollback", "ada", 2),
+    Step("erase", "ada"),
+    Step("import", "ada", 2, life=4),
+]
+TENANTS = ("ada", "bob", "carol")
+
+
+class Script(NamedTuple):
+    """Operations, and whether the disk that they run on has hard links."""
+
+    steps: list[Step]
+    links: bool = True
+
+    def disk(self, root: Path) -> MemoryDisk:
+        return MemoryDisk(root, links=self.links)
+
+
+SCRIPTS = {
+    "updates": Script(UPDATES),
+    "forks": Script(FORKS),
+    "copies": Script(FORKS[:5], links=False),
+    "lineages": Script(LINEAGES),
+}
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> Script:
+    return SCRIPTS[request.param]
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +197,8 @@ def observe(store: Store) -> Memories:
         assert [r.version for r in store.history(tenant)] == list(range(1, manifest.version + 1))
         for version in range(1, manifest.version + 2):
             assert len(store.find(tenant, f"key {version}")) == (version <= manifest.version)
-        seen[tenant] = tuple(contents)
+        assert all(record.text == "text" for record in store.history(tenant))
+        seen[tenant] = Memory(tuple(contents), manifest.lineage)
     assert list(store.tenants()) == sorted(seen)
     return seen
 
@@ -129,59 +220,67 @@ def check_clean(disk: MemoryDisk, store: Store) -> None:
         assert not folder.now
 
 
-def check_found(disk: MemoryDisk, allowed: list[Memories], erased: list[str]) -> None:
-    """Opens the store that a crash has left; works on with it; and does so again after another crash."""
+def check_found(disk: MemoryDisk, allowed: list[Memories], ever: set[str]) -> None:
+    """Opens the store that a crash has left; works on with it; and does so again after another crash.
+
+    ``ever`` are all contents that were ever stored: those that are in no memory now are nowhere on the disk.
+    """
     store = open_store(disk)
     found = observe(store)
     assert found in allowed
     check_clean(disk, store)
-    for content in erased:
-        assert not any(content.encode() in bytes(leaf.now) for _, leaf in disk.leaves())
+    there = b"".join(bytes(leaf.now) for _, leaf in disk.leaves())
+    for content in ever.difference(*(memory.contents for memory in found.values())):
+        assert content.encode() not in there
     for tenant in TENANTS:
-        if tenant not in found:
-            Step("create", tenant, life=3).on_store(store)
-        done = found.get(tenant, ())
-        step = Step("commit", tenant, len(done) + 1, life=3)
-        step.on_store(store)
-        found[tenant] = (*done, step.content(len(done) + 1))
+        steps = [] if tenant in found else [Step("create", tenant, life=9)]
+        steps += [Step("commit", tenant, len(found.get(tenant, Memory()).contents) + 1, life=9)]
+        for step in steps:
+            step.on_store(store, found)
+            found = step.on_model(found)
     store.close()
     store = open_store(disk.after_crash("synced"))
     assert observe(store) == found
     store.close()
 
 
-def count_calls(disk: MemoryDisk) -> Callable[[], int]:
+def whole_run(root: Path, script: Script, moment: str = "before") -> tuple[int, Memories]:
+    """How many calls the script makes that could fail at ``moment``, and what it leaves."""
+    disk = script.disk(root)
     calls: list[str] = []
-    disk.before = lambda call, path: calls.append(call)
-    return lambda: len(calls)
-
-
-def whole_run(root: Path) -> tuple[int, Memories]:
-    disk = MemoryDisk(root)
-    counted = count_calls(disk)
+    setattr(disk, moment, lambda call, path: calls.append(call))
     store, memories = open_store(disk), Memories()
-    for step in SCRIPT:
-        step.on_store(store)
+    for step in script.steps:
+        step.on_store(store, memories)
         memories = step.on_model(memories)
         assert observe(store) == memories
         check_clean(disk, store)
     store.close()
-    return counted(), memories
+    return len(calls), memories
 
 
-def test_the_script_without_a_failure(tmp_path: Path) -> None:
-    calls, memories = whole_run(tmp_path)
-    assert calls > 150
-    assert [len(m) for m in memories.values()] == [1]
+ENDS = {
+    "updates": {"ada": (1, 0)},
+    "forks": {"bob": (2, 0), "carol": (2, 0)},
+    "copies": {"ada": (2, 0), "bob": (2, 0)},
+    "lineages": {"ada": (2, 0)},
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_without_a_failure(tmp_path: Path, name: str) -> None:
+    calls, memories = whole_run(tmp_path, SCRIPTS[name])
+    assert calls > 80
+    assert {name: (len(m.contents), m.lineage) for name, m in memories.items()} == ENDS[name]
 
 
 @pytest.mark.parametrize(
     "kept", [*KEPT, *map(random.Random, range(3))], ids=[*KEPT, *(f"random {seed}" for seed in range(3))]
 )
-def test_a_crash_at_every_call_loses_nothing_acknowledged(tmp_path: Path, kept: Kept) -> None:
-    calls, _ = whole_run(tmp_path)
+def test_a_crash_at_every_call_loses_nothing_acknowledged(tmp_path: Path, script: Script, kept: Kept) -> None:
+    calls, _ = whole_run(tmp_path, script)
     for number in range(calls):
-        disk = MemoryDisk(tmp_path)
+        disk = script.disk(tmp_path)
         left = number
 
         def crash(call: str, path: Path) -> None:
@@ -192,22 +291,21 @@ def test_a_crash_at_every_call_loses_nothing_acknowledged(tmp_path: Path, kept: 
 
         disk.before = crash
         allowed: list[Memories] = [{}]
-        erased: list[str] = []
+        ever: set[str] = set()
         store = None
         try:
             store = open_store(disk)
-            for step in SCRIPT:
+            for step in script.steps:
                 allowed = [allowed[-1], step.on_model(allowed[-1])]
-                step.on_store(store)
-                if step.does == "erase":
-                    erased += allowed[0][step.tenant]
+                ever.update(*(memory.contents for memory in allowed[1].values()))
+                step.on_store(store, allowed[0])
                 allowed = allowed[1:]
         except Crash:
             if store is not None:
                 store.close()
         else:
             pytest.fail("nothing crashed")
-        check_found(disk.after_crash(kept), allowed, erased)
+        check_found(disk.after_crash(kept), allowed, ever)
 
 
 FAILURES = [
@@ -219,12 +317,12 @@ FAILURES = [
 
 @pytest.mark.parametrize(("moment", "number", "expected"), FAILURES)
 def test_a_failure_at_every_call_is_reported_and_got_over(
-    tmp_path: Path, moment: str, number: int, expected: str
+    tmp_path: Path, script: Script, moment: str, number: int, expected: str
 ) -> None:
-    calls, final = whole_run(tmp_path)
+    calls, final = whole_run(tmp_path, script, moment)
     kinds = set()
     for failing in range(calls):
-        disk = MemoryDisk(tmp_path)
+        disk = script.disk(tmp_path)
         store = None
         left = failing
 
@@ -241,10 +339,10 @@ def test_a_failure_at_every_call_is_reported_and_got_over(
             except (StoreFailed, StoreFull):
                 assert left < 0
         memories: Memories = {}
-        for step in SCRIPT:
+        for step in script.steps:
             after = step.on_model(memories)
             try:
-                step.on_store(store)
+                step.on_store(store, memories)
             except (StoreFailed, StoreFull) as error:
                 assert left < 0
                 kinds.add(type(error).__name__)
@@ -254,7 +352,7 @@ def test_a_failure_at_every_call_is_reported_and_got_over(
                 shown = open_store_elsewhere(disk.after_crash("synced"))
                 assert seen == shown, (failing, step)
                 if seen != after or step.does in {"compact", "erase"}:
-                    again(step, store)
+                    again(step, store, memories)
             assert observe(store) == after, (failing, step)
             memories = after
         store.close()
@@ -272,10 +370,10 @@ def check_seen(seen: Memories, before: Memories, after: Memories | None) -> None
     assert seen == before or (after is not None and seen == after)
 
 
-def again(step: Step, store: Store) -> None:
+def again(step: Step, store: Store, memories: Memories) -> None:
     """The retry of a step that failed. An erasure that was complete but for its report finds nothing."""
     try:
-        step.on_store(store)
+        step.on_store(store, memories)
     except AssertionError:
         assert step.does == "erase"
 
@@ -291,29 +389,37 @@ def open_store_elsewhere(disk: MemoryDisk) -> Memories:
         store.close()
 
 
-@pytest.mark.parametrize("step", SCRIPT, ids=repr)
-def test_a_full_disk_changes_nothing_and_leaves_everything_readable(tmp_path: Path, step: Step) -> None:
+STEPS = [(name, n) for name, script in SCRIPTS.items() for n in range(len(script.steps))]
+
+
+@pytest.mark.parametrize(
+    ("name", "position"), STEPS, ids=[f"{name}: {SCRIPTS[name].steps[n]}" for name, n in STEPS]
+)
+def test_a_full_disk_changes_nothing_and_leaves_everything_readable(
+    tmp_path: Path, name: str, position: int
+) -> None:
     """Every call that needs room fails, from some call on, for the length of an operation."""
-    position, needed = SCRIPT.index(step), 0
+    script = SCRIPTS[name]
+    step, needed = script.steps[position], 0
     while True:
-        disk = MemoryDisk(tmp_path)
+        disk = script.disk(tmp_path)
         store, memories = open_store(disk), Memories()
-        for earlier in SCRIPT[:position]:
-            earlier.on_store(store)
+        for earlier in script.steps[:position]:
+            earlier.on_store(store, memories)
             memories = earlier.on_model(memories)
         before = sorted(str(path) for path, _ in disk.leaves())
         left = needed
 
         def full(call: str, path: Path) -> None:
             nonlocal left
-            if call in {"create", "write", "sync", "make_directory", "rename"}:
+            if call in {"create", "write", "sync", "make_directory", "rename", "link"}:
                 left -= 1
                 if left < 0:
                     raise OSError(errno.ENOSPC, "injected", str(path))
 
         disk.before = full
         try:
-            step.on_store(store)
+            step.on_store(store, memories)
         except StoreFull:
             assert observe(store) == memories
             assert sorted(str(path) for path, _ in disk.leaves()) == before
@@ -322,7 +428,7 @@ def test_a_full_disk_changes_nothing_and_leaves_everything_readable(tmp_path: Pa
             store.close()
             break
         disk.before = lambda call, path: None
-        step.on_store(store)
+        step.on_store(store, memories)
         assert observe(store) == step.on_model(memories)
         store.close()
         needed += 1
@@ -333,7 +439,7 @@ def test_an_unknown_outcome_stays_hidden_until_it_is_durable(tmp_path: Path) -> 
     """The directory's sync fails after the manifest's rename, and goes on failing."""
     disk = MemoryDisk(tmp_path)
     store = open_store(disk)
-    SCRIPT[0].on_store(store)
+    UPDATES[0].on_store(store, {})
     directory = next(path.parent for path, _ in disk.leaves() if path.name == "manifest")
     renamed = False
 
@@ -345,7 +451,7 @@ def test_an_unknown_outcome_stays_hidden_until_it_is_durable(tmp_path: Path) -> 
 
     disk.before = fail
     with pytest.raises(StoreFailed):
-        SCRIPT[1].on_store(store)
+        UPDATES[1].on_store(store, {})
     for call in (store.load, store.history, store.usage):
         with pytest.raises(ServiceError) as caught:
             call("ada")
