@@ -17,9 +17,10 @@ import msgspec
 
 from app.errors import ServiceError, StoreFailed, TenantNotFound, TenantQuarantined, VersionConflict
 from app.store import lineages
-from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Receipt, Snapshot
+from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Receipt
 from app.store.blobs import Blobs, quarantined
-from app.store.files import Disk, FileSystem, failure, translated
+from app.store.compaction import Compaction
+from app.store.files import Disk, FileSystem, translated
 from app.store.histories import Histories
 from app.store.home import Home, tenant_id
 from app.store.locks import TenantLocks
@@ -60,6 +61,9 @@ class DiskStore:
         self._manifests = Manifests(self._home, self.files, self._blobs)
         self._histories = Histories(self._blobs, self._texts, history_limit)
         self._staging = Staging(self._home, self.files, self._manifests)
+        self._compaction = Compaction(
+            self._locks, self._require, self._blobs, self._histories, self._manifests
+        )
         self._trash = Trash(self._home, self.files)
         self._guard = threading.Lock()
         try:
@@ -218,13 +222,13 @@ class DiskStore:
             with translated("writing a block"):
                 ref = self._blobs.put(tenant, self._blobs.new_name(version, "block"), blob)
             record = BlockRecord(version, ref, time, tokens, sealed, idempotency)
-            return self._swap(old, lineages.committed(old, record), [ref])
+            return self._manifests.swap(old, lineages.committed(old, record), [ref])
 
     def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
         with self._locks.holding(tenant):
             old = self._require(tenant)
             lineages.require_version(old, expected_version)
-            return self._swap(old, lineages.rolled_back(old, version), [])
+            return self._manifests.swap(old, lineages.rolled_back(old, version), [])
 
     def replace(
         self,
@@ -252,57 +256,10 @@ class DiskStore:
             except ServiceError:
                 self._blobs.discard(tenant, [ref.name for ref in fresh])
                 raise
-            return self._swap(current, lineages.replaced(current, new, *begun), fresh)
+            return self._manifests.swap(current, lineages.replaced(current, new, *begun), fresh)
 
     def compact(self, tenant: str, version: int, snapshot: bytes, *, lineage: int | None = None) -> Manifest:
-        with self._locks.holding(tenant):
-            old = self._require(tenant)
-        lineages.require_lineage(old, lineage)
-        if version > old.version:
-            raise VersionConflict(f"the memory is at version {old.version}, not yet at {version}")
-        last = next((block for block in old.blocks if block.version == version), None)
-        if last is None:
-            return old
-        name = self._blobs.new_name(version, "snapshot")
-        # a whole pool takes its time to write, and commits go on meanwhile
-        with self._blobs.coming(name):
-            try:
-                ref = self._blobs.put(tenant, name, snapshot)
-            except OSError as error:
-                with self._locks.holding(tenant):
-                    self._require(tenant)
-                raise failure(error, "writing a snapshot") from error
-            with self._locks.holding(tenant):
-                return self._replace_blocks(tenant, old.lineage, last, Snapshot(version, ref))
-
-    def _replace_blocks(self, tenant: str, lineage: int, last: BlockRecord, snapshot: Snapshot) -> Manifest:
-        """Swaps the manifest for one with ``snapshot`` in place of the blocks up to ``last``."""
-        fresh = [snapshot.blob]
-        try:
-            old = self._require(tenant)
-            lineages.require_lineage(old, lineage)
-            if last not in old.blocks:
-                # compacted further, or erased and made anew, while the snapshot was written
-                if lineages.oldest(old) < last.version:
-                    raise VersionConflict("the memory has changed meanwhile", retry_after=0.1)
-                self._blobs.discard(tenant, [snapshot.blob.name])
-                return old
-            gone = [block for block in old.blocks if block.version <= last.version]
-            segments, records = self._histories.extended(old, gone)
-            if records:
-                with translated("writing the archive"):
-                    name = self._blobs.new_name(last.version, "archive")
-                    fresh.append(self._blobs.put(tenant, name, seal(records)))
-        except ServiceError:
-            self._blobs.discard(tenant, [ref.name for ref in fresh])
-            raise
-        return self._swap(old, lineages.compacted(old, snapshot, [*segments, *fresh[1:]]), fresh)
-
-    def _swap(self, old: Manifest, new: Manifest, fresh: list[BlobRef]) -> Manifest:
-        """Makes ``new``, which names the blobs ``fresh`` besides, the truth; then deletes what it dropped."""
-        self._manifests.swap(old, new, fresh)
-        self._blobs.discard(new.tenant, lineages.dropped(old, new))
-        return new
+        return self._compaction.run(tenant, version, snapshot, lineage)
 
     # ------------------------------------------------------------ erasing
 

@@ -14,6 +14,7 @@ from app.store.base import BlobRef, Manifest
 from app.store.blobs import Blobs, quarantined
 from app.store.files import FileSystem, failure, replace_durably, translated
 from app.store.home import Home
+from app.store.lineages import dropped
 from app.store.records import Damaged, seal, unseal_manifest
 
 _CACHED = 512
@@ -82,11 +83,12 @@ class Manifests:
 
     # ------------------------------------------------------------ writing
 
-    def swap(self, old: Manifest, new: Manifest, fresh: list[BlobRef]) -> None:
-        """Replaces ``old`` durably by ``new``, which names the blobs ``fresh`` besides.
+    def swap(self, old: Manifest, new: Manifest, fresh: list[BlobRef]) -> Manifest:
+        """Replaces ``old`` durably by ``new``, which names the blobs ``fresh`` besides, and returns it.
 
-        Raises StoreFull or StoreFailed if ``old`` still holds (``fresh`` are removed then), StoreFailed if
-        nobody can tell; that is settled before the tenant is next read.
+        Then the blobs are removed that only ``old`` named. Raises StoreFull or StoreFailed if ``old`` still
+        holds (``fresh`` are removed then), StoreFailed if nobody can tell; that is settled before the tenant
+        is next read.
         """
         path = self._home.directory(new.tenant) / "manifest"
         try:
@@ -99,6 +101,8 @@ class Manifests:
             self.doubt(new.tenant)
             raise StoreFailed("the store failed while writing a manifest: nothing is acknowledged") from error
         self.remember(new)
+        self._blobs.discard(new.tenant, dropped(old, new))
+        return new
 
     def doubt(self, tenant: str) -> None:
         """A directory's sync failed after a rename: what is seen now might not outlive a crash."""
