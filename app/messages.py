@@ -141,6 +141,26 @@ class RollbackTenant(Message, frozen=True):
     version: int
 
 
+class ExportTenant(Message, frozen=True):
+    """Writes the memory into the file at ``path``, which is there and empty, with the history if ``texts``.
+
+    Taking the file's name away ends it. Reply: Exported.
+    """
+
+    id: str
+    tenant: str
+    path: str
+    texts: bool = False
+
+
+class ImportTenant(Message, frozen=True):
+    """Makes a tenant of the exported memory in the file at ``path``. Reply: TenantInfo."""
+
+    id: str
+    tenant: str
+    path: str
+
+
 class Drain(Message, frozen=True):
     """Take nothing new, finish what runs within ``seconds``, then exit 0."""
 
@@ -160,6 +180,8 @@ Request = (
     | GetHistory
     | ForkTenant
     | RollbackTenant
+    | ExportTenant
+    | ImportTenant
     | Drain
 )
 
@@ -167,7 +189,10 @@ Request = (
 
 
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the API needs to know of the model. Sizes are in tokens; ``memory_bytes`` is one resident pool."""
+    """What the API needs to know of the model. Sizes are in tokens; ``memory_bytes`` is one resident pool.
+
+    ``memory_file_bytes`` is the most that an exported memory can take.
+    """
 
     name: str
     path: str
@@ -188,6 +213,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     device: str
     dtype: str
     memory_bytes: int
+    memory_file_bytes: int
     resident_slots: int
 
 
@@ -313,6 +339,14 @@ class Erased(msgspec.Struct, frozen=True, tag=True):
     cancelled: int
 
 
+class Exported(msgspec.Struct, frozen=True, tag=True):
+    """The file is whole: ``bytes`` of it, the memory as it was at ``memory_version``."""
+
+    tenant: str
+    memory_version: int
+    bytes: int
+
+
 class MemoryView(msgspec.Struct, frozen=True, tag=True):
     """Which updates the pool holds. ``born[layer][rank]`` is the version that wrote the token at that rank.
 
@@ -349,7 +383,7 @@ class Reply(Message, frozen=True):
     """The answer to a tenant request."""
 
     id: str
-    body: TenantInfo | TenantList | Erased | MemoryView | History
+    body: TenantInfo | TenantList | Erased | Exported | MemoryView | History
 
 
 class Failed(Message, frozen=True):

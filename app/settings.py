@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     queue_tokens: PositiveInt = Field(4_000_000, description="tokens waiting, of all tenants")
 
     max_body_bytes: Bytes = Field(8 * 2**20, description="largest request body")
+    spool_dir: Path | None = Field(
+        None, description="where exports and imports are kept on their way (default: the temporary directory)"
+    )
+    max_transfers: PositiveInt = Field(8, description="exports and imports at once, each a file in spool_dir")
     max_update_tokens: PositiveInt = Field(131_072, description="largest update, in tokens")
     request_timeout: PositiveFloat = Field(600.0, description="a generation's deadline")
     drain_timeout: PositiveFloat = Field(30.0, description="time given to running requests at shutdown")

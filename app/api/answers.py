@@ -138,7 +138,8 @@ class ErasedAnswer(BaseModel):
     memory_version: int
     blobs: int
     bytes: int
-    cancelled: int = Field(description="open requests that were ended")
+    cancelled: int = Field(description="open requests that were ended, exports and imports among them")
+    files: int = Field(description="files of its exports and imports that were emptied and removed")
 
 
 class VersionShare(BaseModel):

@@ -8,11 +8,12 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import errors, generate, memories, operations, score, tenants, update
+from app.api import errors, generate, memories, operations, score, tenants, transfers, update
 from app.api.answers import ErrorAnswer
 from app.api.middleware import BodyLimit, Requests
 from app.api.operations import NAME, installed_version
 from app.api.services import Services
+from app.api.spool import Spool
 from app.api.worker import ClientGone, WorkerClient, Workers
 from app.settings import Settings
 
@@ -31,8 +32,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings, worker: WorkerClient | Workers) -> FastAPI:
-    """The HTTP side of the server. It starts no process: who gives it ``worker`` looks after that."""
+def create_app(settings: Settings, worker: WorkerClient | Workers, spool: Spool | None = None) -> FastAPI:
+    """The HTTP side of the server. It starts no process: who gives it ``worker`` looks after that.
+
+    ``spool`` is closed by who gives it too; without one, files of transfers go where the settings say.
+    """
     workers = worker if isinstance(worker, Workers) else Workers([worker])
     metrics = workers.clients[0].metrics
     app = FastAPI(
@@ -42,8 +46,9 @@ def create_app(settings: Settings, worker: WorkerClient | Workers) -> FastAPI:
         redirect_slashes=False,
         responses=_ERRORS,
     )
-    app.state.services = Services(settings, workers, metrics)
-    for module in (update, generate, score, tenants, memories, operations):
+    spool = spool or Spool(settings.spool_dir, settings.max_transfers)
+    app.state.services = Services(settings, workers, metrics, spool)
+    for module in (update, generate, score, tenants, memories, transfers, operations):
         app.include_router(module.router)
     errors.install(app)
 

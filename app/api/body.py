@@ -44,7 +44,7 @@ class JsonRoute(APIRoute):
             return handler
 
         async def handle(request: Request) -> Response:
-            _check_content_type(request)
+            check_content_type(request)
             try:
                 body = await request.body()
             except ClientDisconnect:
@@ -76,12 +76,12 @@ def parse(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_content_type(request: Request) -> None:
-    """Raises UnsupportedMediaType unless the body is announced as plain JSON. No body: that is said later."""
+def check_content_type(request: Request, wanted: str = "application/json") -> None:
+    """Raises UnsupportedMediaType unless the body is announced as plain ``wanted``. No body: that is said later."""
     if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
         return
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise UnsupportedMediaType("the content type must be application/json")
+    if kind != wanted:
+        raise UnsupportedMediaType(f"the content type must be {wanted}")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("the body must not be compressed")

@@ -224,4 +224,4 @@ def field_names() -> frozenset[str]:
         RollbackBody,
     ]
     names = {name for model in models for name in model.model_fields}
-    return frozenset(names | {"after", "limit", "before", "detail", "Idempotency-Key"})
+    return frozenset(names | {"after", "limit", "before", "detail", "texts", "Idempotency-Key"})

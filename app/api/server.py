@@ -16,6 +16,7 @@ import uvicorn
 
 from app.api import logs
 from app.api.app import create_app
+from app.api.spool import Spool
 from app.api.supervisor import WORKER, Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient
 from app.settings import Settings
@@ -48,7 +49,9 @@ def run_server(settings: Settings, *, command: Sequence[str] = WORKER) -> int:
 async def _serve(settings: Settings, listener: socket.socket, command: Sequence[str]) -> int:
     client = WorkerClient()
     supervisor = Supervisor(settings, client, command=command)
-    app = create_app(settings, client)
+    spool = Spool(settings.spool_dir, settings.max_transfers)
+    spool.sweep()
+    app = create_app(settings, client, spool)
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -86,6 +89,7 @@ async def _serve(settings: Settings, listener: socket.socket, command: Sequence[
         asked.cancel()
         worker.cancel()
         await asyncio.gather(worker, asked, return_exceptions=True)
+        spool.close()
 
 
 async def _drain(

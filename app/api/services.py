@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.metrics import Metrics
+from app.api.spool import Spool
 from app.api.worker import Workers
 from app.settings import Settings
 
@@ -17,6 +18,7 @@ class Services:
     settings: Settings
     workers: Workers
     metrics: Metrics
+    spool: Spool
 
 
 def _services(request: Request) -> Services:

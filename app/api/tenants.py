@@ -108,7 +108,10 @@ async def look(tenant: Named, services: Use) -> TenantAnswer:
 
 @router.delete("/{tenant}", summary="Erase a tenant and its memory")
 async def erase(tenant: Named, services: Use) -> ErasedAnswer:
-    """Ends the tenant's open requests and removes it from the device, from the host's memory and from the store."""
+    """Ends the tenant's open requests and removes it from the device, from the host's memory and from the store.
+
+    A client that is being sent an export of it gets no further.
+    """
     erased = await ask(services, tenant, EraseTenant(new_id(), tenant), Erased)
     return ErasedAnswer(
         id=erased.tenant,
@@ -116,6 +119,7 @@ async def erase(tenant: Named, services: Use) -> ErasedAnswer:
         blobs=erased.blobs,
         bytes=erased.bytes,
         cancelled=erased.cancelled,
+        files=services.spool.revoke(tenant),
     )
 
 

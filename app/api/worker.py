@@ -20,6 +20,7 @@ from app.messages import (
     CreateTenant,
     Drain,
     EraseTenant,
+    ExportTenant,
     Failed,
     Fatal,
     Finished,
@@ -28,6 +29,7 @@ from app.messages import (
     GetHistory,
     GetMemory,
     GetTenant,
+    ImportTenant,
     ListTenants,
     ModelInfo,
     Ready,
@@ -60,6 +62,8 @@ Question = (
     | GetHistory
     | ForkTenant
     | RollbackTenant
+    | ExportTenant
+    | ImportTenant
 )
 Part = Tokens | Finished | UpdateProgress | Updated | Scored | Reply
 

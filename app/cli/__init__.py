@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from app.cli import ask, chat, serve, teach, tenants
+from app.cli import ask, chat, serve, teach, tenants, transfers
 from app.cli.errors import FAILED, Refusal
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ serve.register(app)
 teach.register(app)
 ask.register(app)
 chat.register(app)
+transfers.register(tenants.app)
 app.add_typer(tenants.app, name="tenants")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -68,12 +68,24 @@ class Api:
         params = {name: value for name, value in query.items() if value is not None}
         with self._reaching(), self._http.stream(method, path, params=params, **_content(body)) as response:
             raw = response.read()
-        answer = _parse(raw)
-        if response.is_error:
-            raise from_answer(response.status_code, answer)
-        if not response.is_success or not isinstance(answer, Answer):
-            raise Refusal("the server's answer is no JSON; is this a memoryllm server?", FAILED)
-        return answer
+        return _answer(response, raw)
+
+    @contextmanager
+    def download(self, path: str, **query: Any) -> Iterator[tuple[Mapping[str, str], Iterator[bytes]]]:
+        """The headers and the pieces of a file. Raises Refusal, also where the file breaks off."""
+        with self._reaching(), self._http.stream("GET", path, params=query) as response:
+            if not response.is_success:
+                _answer(response, response.read())
+            yield response.headers, response.iter_bytes(1 << 20)
+
+    def upload(self, path: str, pieces: Iterator[bytes], size: int | None) -> Answer:
+        """Sends a file of ``size`` bytes, if that is known, piece by piece; the answer. Raises Refusal."""
+        headers = {"content-type": "application/octet-stream"}
+        if size is not None:
+            headers["content-length"] = str(size)
+        with self._reaching(), self._http.stream("POST", path, content=pieces, headers=headers) as response:
+            raw = response.read()
+        return _answer(response, raw)
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[Event]:
         """The events of a streamed answer, to its ``[DONE]`` or ``done``. Raises Refusal, also for error events.
@@ -129,6 +141,16 @@ def _utf8(text: str) -> bytes:
     except UnicodeEncodeError as error:
         # arguments that were no UTF-8 arrive as surrogates
         raise Refusal("the text is not valid UTF-8", USAGE) from error
+
+
+def _answer(response: httpx.Response, raw: bytes) -> Answer:
+    """The JSON object in ``raw``. Raises Refusal."""
+    answer = _parse(raw)
+    if response.is_error:
+        raise from_answer(response.status_code, answer)
+    if not response.is_success or not isinstance(answer, Answer):
+        raise Refusal("the server's answer is no JSON; is this a memoryllm server?", FAILED)
+    return answer
 
 
 def _parse(text: str | bytes) -> Any:

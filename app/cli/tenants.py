@@ -33,7 +33,7 @@ def create(
     """Make a tenant (they also come into being on first use)."""
     with Api(url, as_json=json) as api:
         answer = api.call("POST", "/tenants", {"id": tenant} | ({} if seed is None else {"seed": seed}))
-        print_json(answer) if json else _show(answer)
+        print_json(answer) if json else show_tenant(answer)
 
 
 @app.command("list")
@@ -60,7 +60,7 @@ def show(tenant: Name, url: Url = DEFAULT_URL, json: Json = False) -> None:
     """One tenant: version, seed, size, and where its pool is."""
     with Api(url, as_json=json) as api:
         answer = api.call("GET", tenant_path(tenant))
-        print_json(answer) if json else _show(answer)
+        print_json(answer) if json else show_tenant(answer)
 
 
 @app.command("memory")
@@ -97,7 +97,7 @@ def fork(
     with Api(url, as_json=json) as api:
         body = {"target": target} | ({} if version is None else {"version": version})
         answer = api.call("POST", tenant_path(tenant, "/fork"), body)
-        print_json(answer) if json else _show(answer)
+        print_json(answer) if json else show_tenant(answer)
 
 
 @app.command("rollback")
@@ -112,7 +112,7 @@ def rollback(
     with Api(url, as_json=json) as api:
         _confirm(yes, "rolling back", f"Take {tenant!r} back to version {version}?")
         answer = api.call("POST", tenant_path(tenant, "/rollback"), {"version": version})
-        print_json(answer) if json else _show(answer)
+        print_json(answer) if json else show_tenant(answer)
 
 
 @app.command("erase")
@@ -126,7 +126,7 @@ def erase(
     with Api(url, as_json=json) as api:
         _confirm(yes, "erasing", f"Erase {tenant!r} and all it remembers?")
         answer = api.call("DELETE", tenant_path(tenant))
-        print_json(answer) if json else _show(answer)
+        print_json(answer) if json else show_tenant(answer)
 
 
 def _confirm(yes: bool, what: str, question: str) -> None:
@@ -170,7 +170,8 @@ def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _show(answer: Answer) -> None:
+def show_tenant(answer: Answer) -> None:
+    """What the server tells of a tenant, a line a field."""
     for name, value in answer.items():
         if name in ("created", "updated"):
             value = _when(value)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from app.errors import (
     FingerprintMismatch,
+    InvalidMemoryFile,
     ServiceError,
     TenantExists,
     TenantNotFound,
@@ -239,8 +240,16 @@ class Residency:
         if manifest.fingerprint != self.fingerprint:
             raise FingerprintMismatch(
                 "this tenant's memory was written by another model "
-                f"({manifest.fingerprint[:12]}, this one is {self.fingerprint[:12]})"
+                f"({manifest.fingerprint[:12]}, this one is {self.fingerprint[:12]}); "
+                "a rebuild writes it anew from its kept texts"
             )
+
+    def check_own_pool(self, pool: Pool) -> None:
+        """Raises InvalidMemoryFile unless ``pool`` is the checkpoint's own, as far as its dtype can tell."""
+        for own, found in zip(self._base.hidden, pool.hidden, strict=True):
+            here = own.cpu()
+            if not torch.equal(here.to(found.dtype), found) and not torch.equal(here, found.to(here.dtype)):
+                raise InvalidMemoryFile("a memory at version 0 is the model's own, and the file's is not")
 
     def create(self, tenant: str, seed: int | None) -> Manifest:
         """Makes the tenant durable at version 0. Runs in any thread. Raises as Store.create."""

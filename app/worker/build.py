@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from app.memory.arena import Arena
+from app.memory.file import most_bytes
 from app.memory.residency import Residency, Submit
 from app.messages import ModelInfo
 from app.model.backbone import Backbone
@@ -157,6 +158,7 @@ def build(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         memory_bytes=Arena.bytes_per_pool(backbone),
+        memory_file_bytes=most_bytes(config),
         resident_slots=slots,
     )
     return Built(engine, info)

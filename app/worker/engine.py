@@ -46,6 +46,7 @@ from app.worker.rows import Rows
 from app.worker.runner import ReadChunk, Runner, UpdateChunk
 from app.worker.scheduler import Limits, Scheduler
 from app.worker.tenants import Tenants
+from app.worker.transfers import TransferRequest, Transfers
 from app.worker.updates import UpdateRun, Updates, digest
 
 
@@ -95,6 +96,7 @@ class Engine:
         )
         self.tenants = Tenants(self, residency, store)
         self.memories = Memories(self, residency, store)
+        self.transfers = Transfers(self, residency, store)
 
     # ------------------------------------------------------------ background work
 
@@ -151,6 +153,8 @@ class Engine:
                     self._take_update(message)
                 elif isinstance(message, MemoryRequest):
                     self.memories.handle(message)
+                elif isinstance(message, TransferRequest):
+                    self.transfers.handle(message)
                 else:
                     self.tenants.handle(message)
             except ServiceError as error:
@@ -224,7 +228,7 @@ class Engine:
 
     def fail_tenant(self, tenant: str, error: ServiceError) -> int:
         """Fails the tenant's jobs; an update whose block is being written fails when that is done."""
-        return self._fail_jobs(self.scheduler.of(tenant), error)
+        return self.transfers.stop(tenant, error) + self._fail_jobs(self.scheduler.of(tenant), error)
 
     def _fail_jobs(self, jobs: list[Job], error: ServiceError) -> int:
         for job in jobs:

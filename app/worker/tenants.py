@@ -13,6 +13,7 @@ from app.messages import (
     CreateTenant,
     Erased,
     EraseTenant,
+    Exported,
     GetHistory,
     GetMemory,
     GetTenant,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from app.worker.engine import Engine
 
 TenantRequest = CreateTenant | ListTenants | GetTenant | EraseTenant | GetMemory | GetHistory
-Body = TenantInfo | TenantList | Erased | MemoryView | History
+Body = TenantInfo | TenantList | Erased | Exported | MemoryView | History
 
 
 @dataclass

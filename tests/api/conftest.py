@@ -135,8 +135,8 @@ async def start_service(settings: Settings, path: str) -> Service:
 
 
 @pytest.fixture
-def settings() -> Settings:
-    return Settings(store="disk:///nowhere", max_update_tokens=400)
+def settings(tmp_path: Path) -> Settings:
+    return Settings(store="disk:///nowhere", max_update_tokens=400, spool_dir=tmp_path / "spool")
 
 
 @pytest.fixture

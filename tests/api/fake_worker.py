@@ -16,7 +16,15 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from app import messages as m
-from app.errors import ServerBusy, StoreFull, TenantBusy, TenantExists, TenantNotFound, VersionNotKept
+from app.errors import (
+    InvalidMemoryFile,
+    ServerBusy,
+    StoreFull,
+    TenantBusy,
+    TenantExists,
+    TenantNotFound,
+    VersionNotKept,
+)
 from app.settings import Settings
 
 VOCAB = 600
@@ -24,6 +32,7 @@ MIN_CONTEXT = 4
 MAX_CONTEXT = 32
 NUM_TOKENS = 8
 MAX_SEQUENCE = 512
+MEMORY_FILE = 3 << 20
 EOS = 1
 
 
@@ -48,6 +57,7 @@ def model_info(path: str = "") -> m.ModelInfo:
         device="cpu",
         dtype="float32",
         memory_bytes=1024,
+        memory_file_bytes=MEMORY_FILE,
         resident_slots=4,
     )
 
@@ -56,7 +66,8 @@ def model_info(path: str = "") -> m.ModelInfo:
 class FakeWorker:
     """Answers requests at once, except for tenants called
 
-    - ``hold…``: a generation stops after its first token and waits for Cancel, an update before its last block;
+    - ``hold…``: a generation stops after its first token and waits for Cancel, an update before its last block,
+      an export before its file is written;
     - ``busy``, ``overloaded``, ``full``: fail with that error; ``full-later``: an update fails after a block;
     - ``mute``: never answered.
     """
@@ -66,7 +77,9 @@ class FakeWorker:
     lineages: dict[str, int] = field(default_factory=dict)
     keys: dict[tuple[str, str], m.Updated] = field(default_factory=dict)
     seen: list[m.Request] = field(default_factory=list)
-    held: dict[str, m.Generate | m.Update] = field(default_factory=dict)
+    held: dict[str, m.Generate | m.Update | m.ExportTenant] = field(default_factory=dict)
+    imported: list[bytes] = field(default_factory=list)
+    export_bytes: int = 100
 
     def handle(self, request: m.Request) -> list[m.Answer]:
         self.seen.append(request)
@@ -194,6 +207,28 @@ class FakeWorker:
         self.seeds[request.target] = self.seeds.get(name, 0)
         return [self._info(request, request.target)]
 
+    def _exported(self, request: m.ExportTenant) -> list[m.Answer]:
+        """A file of ``export_bytes`` that begins with tenant, version and texts."""
+        if request.tenant.startswith("hold"):
+            self.held[request.id] = request
+            return []
+        told = f"{request.tenant} {self.memories[request.tenant]} {request.texts} ".encode()
+        data = told + bytes(self.export_bytes - len(told))
+        assert Path(request.path).stat().st_mode & 0o777 == 0o600
+        Path(request.path).write_bytes(data)
+        return [m.Reply(request.id, m.Exported(request.tenant, self.memories[request.tenant], len(data)))]
+
+    def _imported(self, request: m.ImportTenant) -> list[m.Answer]:
+        """Takes what ``_exported`` gave."""
+        data = Path(request.path).read_bytes()
+        self.imported.append(data)
+        parts = data.split()[:2]
+        if len(parts) < 2 or not parts[1].isdigit():
+            error = InvalidMemoryFile("this is no memory")
+            return [m.Failed(request.id, error.code, error.message)]
+        self.memories[request.tenant] = int(parts[1])
+        return [self._info(request, request.tenant)]
+
     def _tenant(
         self,
         request: m.CreateTenant
@@ -202,21 +237,27 @@ class FakeWorker:
         | m.GetMemory
         | m.GetHistory
         | m.ForkTenant
-        | m.RollbackTenant,
+        | m.RollbackTenant
+        | m.ExportTenant
+        | m.ImportTenant,
     ) -> list[m.Answer]:
         name = request.tenant
-        if isinstance(request, m.CreateTenant):
+        if isinstance(request, m.ImportTenant) and name not in self.memories:
+            return self._imported(request)
+        if isinstance(request, m.CreateTenant | m.ImportTenant):
             if name in self.memories:
                 error = TenantExists("there is such a tenant already", param="id")
                 return [m.Failed(request.id, error.code, error.message, error.param)]
             self.memories[name] = 0
-            self.seeds[name] = request.seed or 0
+            self.seeds[name] = getattr(request, "seed", None) or 0
         elif name not in self.memories:
             missing = TenantNotFound("there is no such tenant")
             return [m.Failed(request.id, missing.code, missing.message)]
         if isinstance(request, m.ForkTenant | m.RollbackTenant):
             return self._changed(request)
         version = self.memories[name]
+        if isinstance(request, m.ExportTenant):
+            return self._exported(request)
         if isinstance(request, m.EraseTenant):
             del self.memories[name]
             return [m.Reply(request.id, m.Erased(name, version, version + 1, 100, 0))]

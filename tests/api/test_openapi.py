@@ -32,7 +32,7 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def described(model_dir: Path) -> Any:
+def described(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The document of an app whose worker works in whichever loop a request runs in."""
     fake, client = FakeWorker(), WorkerClient()
 
@@ -42,7 +42,8 @@ def described(model_dir: Path) -> Any:
 
     client.attach(lambda frame: asyncio.get_running_loop().call_soon(work, frame) and None, 0.0)
     client.model, client.tokenizer = model_info(str(model_dir)), Tokenizer.load(model_dir)
-    return schemathesis.openapi.from_asgi("/openapi.json", create_app(Settings(), client))
+    spool = Settings(spool_dir=tmp_path_factory.mktemp("spool"))
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(spool, client))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,8 @@ def described(model_dir: Path) -> Any:
         ("get", "/tenants/{tenant}/history"),
         ("post", "/tenants/{tenant}/fork"),
         ("post", "/tenants/{tenant}/rollback"),
+        ("get", "/tenants/{tenant}/export"),
+        ("post", "/tenants/{tenant}/import"),
     ],
 )
 def test_any_request(described: Any, method: str, path: str) -> None:
@@ -83,6 +86,8 @@ def test_the_document_describes_the_bodies() -> None:
         "/tenants/{tenant}/history": {"get"},
         "/tenants/{tenant}/fork": {"post"},
         "/tenants/{tenant}/rollback": {"post"},
+        "/tenants/{tenant}/export": {"get"},
+        "/tenants/{tenant}/import": {"post"},
         "/": {"get"},
         "/health": {"get"},
         "/ready": {"get"},

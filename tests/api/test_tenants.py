@@ -88,6 +88,7 @@ async def test_erasure_gives_a_receipt(service: Service) -> None:
         "blobs": 1,
         "bytes": 100,
         "cancelled": 0,
+        "files": 0,
     }
 
 

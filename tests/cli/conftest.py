@@ -41,11 +41,15 @@ class Reply:
 
 @dataclass
 class Fake:
-    """Replies by path without the query; ``seen`` has method, path and JSON body of every request."""
+    """Replies by path without the query; ``seen`` has method, path and JSON body of every request.
+
+    ``bodies`` are those that were files.
+    """
 
     url: str = ""
     replies: dict[str, Reply] = field(default_factory=dict)
     seen: list[tuple[str, str, Any]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     client_left: threading.Event = field(default_factory=threading.Event)
 
     def reply(self, path: str, reply: Reply) -> None:
@@ -84,7 +88,10 @@ def fake() -> Iterator[Fake]:
 
     class Handler(BaseHTTPRequestHandler):
         def _any(self) -> None:
-            raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+            raw = self._body()
+            if self.headers.get("content-type") == "application/octet-stream":
+                state.bodies.append(raw)
+                raw = b""
             state.seen.append((self.command, self.path, json.loads(raw) if raw else None))
             reply = state.replies.get(self.path.partition("?")[0], Reply(404, body=b"no such path"))
             if reply.raw is not None:
@@ -99,6 +106,16 @@ def fake() -> Iterator[Fake]:
             if reply.open_end:
                 self._until_the_client_leaves()
                 state.client_left.set()
+
+        def _body(self) -> bytes:
+            if self.headers.get("transfer-encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("content-length", 0)))
+            pieces = []
+            while size := int(self.rfile.readline(), 16):
+                pieces.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(pieces)
 
         def _until_the_client_leaves(self) -> None:
             # the comments wake a client whose signal came just before it waited

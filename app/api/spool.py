@@ -1,0 +1,162 @@
+"""Files in which memories cross between HTTP and the worker: too large for a message, and gone when they are done.
+
+Each lies in a directory that only this user can enter and has its name no longer than it must. What a killed
+server has left behind, the next one on this machine removes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import structlog
+
+from app.errors import ServerBusy, StoreFull, TenantErased
+
+log = structlog.get_logger("api")
+
+_PREFIX = "memoryllm-spool-"
+_LOCK = "lock"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CHUNK = 1 << 20
+
+
+class SpoolFile:
+    """One transfer's file, open for reading and writing, of mode 0600."""
+
+    def __init__(self, path: Path, tenant: str) -> None:
+        self.path, self.tenant = path, tenant
+        self._revoked = False
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Appends ``data``. Raises StoreFull, TenantErased."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                self._check()
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise StoreFull("there is no room for the file in the server's spool directory") from error
+            raise
+
+    def read(self) -> bytes:
+        """The next piece; nothing at the end. Raises TenantErased."""
+        data = self._file.read(CHUNK) or b""
+        self._check()
+        return data
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def _check(self) -> None:
+        if self._revoked:
+            raise TenantErased("the tenant was erased")
+
+    def revoke(self) -> None:
+        """Its tenant is erased: nothing of it is read or kept any longer."""
+        self._revoked = True
+        self.unlink()
+        with suppress(OSError):
+            self._file.truncate(0)
+
+    def unlink(self) -> None:
+        """Takes the name away; what is open can still be read."""
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.unlink()
+        self._file.close()
+
+
+class Spool:
+    """The transfers of one server, at most ``most`` at once, below ``root`` (None: the system's own place).
+
+    ``working`` bounds those that the worker has in hand: each takes a pool or two of its host memory.
+    """
+
+    def __init__(self, root: Path | None, most: int) -> None:
+        self.root = root or Path(tempfile.gettempdir())
+        self.working = asyncio.Semaphore(2)
+        self._most = most
+        self._directory: Path | None = None
+        self._lock = -1
+        self._open: set[SpoolFile] = set()
+
+    @contextmanager
+    def file(self, tenant: str) -> Iterator[SpoolFile]:
+        """A new empty file, gone when the context is left. Raises ServerBusy, OSError."""
+        if len(self._open) >= self._most:
+            raise ServerBusy("too many memories are being exported or imported", retry_after=5.0)
+        file = SpoolFile(self._own() / uuid.uuid4().hex, tenant)
+        self._open.add(file)
+        try:
+            yield file
+        finally:
+            self._open.discard(file)
+            file.close()
+
+    def revoke(self, tenant: str) -> int:
+        """Cuts off the transfers of an erased tenant; how many there were."""
+        mine = [file for file in self._open if file.tenant == tenant]
+        for file in mine:
+            file.revoke()
+        return len(mine)
+
+    # ------------------------------------------------------------ the directory
+
+    def _own(self) -> Path:
+        if self._directory is None:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.root))
+            # the lock gets its name only when it is held: a directory without one may be just being made
+            coming = directory / "coming"
+            self._lock = os.open(coming, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            coming.rename(directory / _LOCK)
+            self._directory = directory
+        return self._directory
+
+    def sweep(self) -> int:
+        """Removes what servers that were killed have left behind; how many directories. Raises nothing."""
+        removed = 0
+        with suppress(OSError):
+            for directory in self.root.glob(f"{_PREFIX}*"):
+                with suppress(OSError):
+                    removed += _remove_left(directory)
+        if removed:
+            log.info("leftovers of transfers removed", directories=removed)
+        return removed
+
+    def close(self) -> None:
+        for file in list(self._open):
+            file.unlink()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            os.close(self._lock)
+            self._directory = None
+
+
+def _remove_left(directory: Path) -> bool:
+    """Removes ``directory`` if it is ours and its server is gone. Raises OSError."""
+    found = directory.lstat()
+    if found.st_uid != os.geteuid() or not directory.is_dir() or directory.is_symlink():
+        return False
+    lock = os.open(directory / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory)
+    finally:
+        os.close(lock)
+    return True
