@@ -49,6 +49,14 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="weights and pools; auto: bfloat16 on a GPU, float32 on a CPU"
     )
+    pool_dtype: Literal["auto", "int8"] = Field(
+        "auto", description="how pools are kept in device memory; auto: in the dtype of the weights"
+    )
+    rotation: Literal["copy", "read"] = Field(
+        "copy",
+        description="keys are rotated once into a copy, or each time they are read (GPU; int8: always)",
+    )
+    cuda_graphs: bool = Field(True, description="decode steps on a GPU are captured and replayed")
     threads: int = Field(
         0, ge=0, description="CPU threads of the worker (0: all cores, one for small models)"
     )

@@ -25,7 +25,9 @@ from triton.compiler import ASTSource
 from kernels import hot_copy
 from kernels import memory_attention as attention
 from kernels import write_block as writing
+from kernels.attention_kernels import merge_kernel, partial_kernel
 from kernels.plan import PlanShape
+from kernels.support import ROTATED_HEAD_DIMS
 
 # bytes of shared memory that one block may ask for
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -47,6 +49,8 @@ class Shape:
 
 SHAPES = {
     "8b": Shape("8b", torch.bfloat16, 8, 4, 128, 13_056, 4096),
+    "7b": Shape("7b", torch.bfloat16, 32, 1, 128, 7936, 4096),
+    "wide": Shape("wide", torch.bfloat16, 4, 2, 256, 3328, 2048),
     "pocket": Shape("pocket", torch.bfloat16, 3, 1, 64, 816, 192),
     "pocket-fp32": Shape("pocket-fp32", torch.float32, 3, 1, 64, 816, 192),
 }
@@ -78,26 +82,44 @@ class Built:
 def attention_jobs(shape: Shape) -> Iterator[Job]:
     ints = ("workers", "segments", "tiles", "members", "rows")
     kind = "*" + _TYPES[shape.dtype]
-    for label, tile_rows, rotating in (
-        ("decode", 16, False),
-        ("decode, 64 rows", 64, False),
-        ("decode, rotating", 16, True),
-        ("decode, 64 rows, rotating", 64, True),
-        ("prefill", 128, False),
+    prompt = attention.prompt_tile_rows(shape.group, shape.head_dim, shape.dtype)
+    for label, tile_rows, rotating, eight_bit in (
+        ("decode", 16, False, False),
+        ("decode, 64 rows", 64, False, False),
+        ("decode, rotating", 16, True, False),
+        ("decode, 64 rows, rotating", 64, True, False),
+        ("decode, 8 bits", 16, True, True),
+        ("decode, 64 rows, 8 bits", 64, True, True),
+        ("prompts", prompt, False, False),
+        ("prompts, rotating", prompt, True, False),
+        ("prompts, 8 bits", prompt, True, True),
     ):
-        tuned = attention.tuning(shape.head_dim, shape.dtype, tile_rows, rotated=not rotating)
+        if rotating and shape.head_dim not in ROTATED_HEAD_DIMS:
+            continue
+        tuned = attention.tuning(
+            shape.head_dim, shape.dtype, tile_rows, rotated=not rotating, eight_bit=eight_bit
+        )
         plan = PlanShape(64, 33, tile_rows, shape.group, tuned.step)
         types = dict.fromkeys(("query", "key", "value", "cache_key", "cache_value", "cos", "sin"), kind)
         types |= dict.fromkeys(ints, "*i32") | {"table": "*i32", "scale": "fp32"}
+        types |= {"key_scale": "*fp32", "value_scale": "*fp32"}
+        if eight_bit:
+            types |= {"key": "*i8", "value": "*i8"}
         types |= {"visibility": "*i32" if rotating else kind, "first_position": "i32", "table_width": "i32"}
         types |= {"partial": "*fp32", "normaliser": "*fp32", "out": kind}
         constants = attention.partial_constants(
-            plan, shape.pool_slots, shape.kv_heads, shape.head_dim, tuned, rotating
+            plan,
+            shape.pool_slots,
+            shape.kv_heads,
+            shape.head_dim,
+            tuned,
+            rotating=rotating,
+            eight_bit=eight_bit,
         )
-        yield Job(label, attention.partial_kernel, types, constants, tuned.num_warps, tuned.num_stages)
+        yield Job(label, partial_kernel, types, constants, tuned.num_warps, tuned.num_stages)
         if not rotating:
             constants = attention.merge_constants(plan, shape.kv_heads, shape.head_dim)
-            yield Job(f"{label}: merge", attention.merge_kernel, types, constants, 4, 3)
+            yield Job(f"{label}: merge", merge_kernel, types, constants, 4, 3)
 
 
 def jobs(shape: Shape) -> Iterator[Job]:

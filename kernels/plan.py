@@ -28,7 +28,8 @@ class PlanShape:
     """The fixed sizes of a work list.
 
     ``rows`` query rows at most, ``workers`` programs for each K/V head, tiles of ``tile_rows`` rows of
-    which a member takes ``group`` (its query heads), key rows in steps of ``step``.
+    which a member takes ``group`` (its query heads), key rows in steps of ``step``. ``owners`` bounds the
+    different pools that are read, and the different contexts (0: each row may have its own).
     """
 
     rows: int
@@ -36,9 +37,10 @@ class PlanShape:
     tile_rows: int
     group: int
     step: int
+    owners: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.workers, self.group, self.step) < 1:
+        if min(self.rows, self.workers, self.group, self.step) < 1 or self.owners < 0:
             raise BadKernelInput("rows, workers, group and step must be at least 1")
         if self.tile_rows < max(16, self.group) or self.tile_rows & (self.tile_rows - 1):
             raise BadKernelInput(
@@ -52,8 +54,8 @@ class PlanShape:
 
     @property
     def tiles(self) -> int:
-        """Every row may need a tile of its own for its pool and another for its context."""
-        return 2 * self.rows
+        """For pools as many as for contexts: full ones, and for each owner one that is not."""
+        return 2 * min(self.rows, self.rows // self.width + (self.owners or self.rows))
 
     @property
     def segments(self) -> int:
@@ -173,6 +175,8 @@ class Plan:
         within = index - np.maximum.accumulate(np.where(changed, index, 0))
         place = within % self.shape.width
         tile = first - 1 + np.cumsum(place == 0)
+        if tile[-1] >= self.shape.tiles:
+            raise BadKernelInput(f"the rows read from more than {self.shape.owners} pools or contexts")
         self.members.numpy()[tile, place] = order
         rows = self.rows.numpy()
         rows[order, column], rows[order, column + 1], rows[order, column + 2] = tile, tile + 1, place

@@ -28,8 +28,11 @@ from app.messages import (
 from app.model.backbone import Backbone
 from app.model.checkpoint import load_weights
 from app.model.config import read_config
+from app.model.operations import MakeOperations
+from app.model.torch_operations import TorchOperations
 from app.store.base import Store
 from app.worker.engine import Engine
+from app.worker.graphs import Capture
 from app.worker.scheduler import Limits
 from tests.fakes import MemoryStore
 
@@ -59,12 +62,16 @@ class Inline:
 
 
 def load_backbone(
-    name: str, dtype: torch.dtype = torch.float32, max_sequence: int = 256
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    max_sequence: int = 256,
+    operations: MakeOperations = TorchOperations,
+    device: str = "cpu",
 ) -> tuple[Backbone, str]:
     directory = CHECKPOINTS / name
     config = read_config(directory)
-    weights, fingerprint = load_weights(directory, config, dtype=dtype)
-    return Backbone(config, weights, max_sequence), fingerprint
+    weights, fingerprint = load_weights(directory, config, dtype=dtype, device=torch.device(device))
+    return Backbone(config, weights, max_sequence, operations), fingerprint
 
 
 class Harness:
@@ -81,6 +88,7 @@ class Harness:
         warm_bytes: int = 0,
         limits: Limits | None = None,
         compacted_after: int | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.store: Store = store or MemoryStore()
         self.inline = Inline()
@@ -95,6 +103,7 @@ class Harness:
             self.inline.submit,
             max_sequence=256,
             compacted_after=compacted_after or backbone.config.num_blocks,
+            capture=capture,
         )
         self.answers: list[Answer] = []
         self._ids = itertools.count()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from app.model.backbone import Backbone
-from app.model.batch import Pools
 from app.model.forgetting import renumber
+from app.model.pools import Pools
+from kernels.quantise import key_scale
 
 
 @dataclass(eq=False)
@@ -62,7 +63,12 @@ class Arena:
 
     def __init__(self, backbone: Backbone, slots: int, hot: int) -> None:
         self.backbone = backbone
-        self.pools = Pools.allocate(backbone.config, slots, hot, backbone.dtype, backbone.device)
+        self.form = backbone.operations.form
+        # 8-bit keys need to know their channels' sizes, which the checkpoint's own pool shows
+        scale = key_scale(backbone.project(backbone.weights.memory)[0]) if self.form.eight_bit else None
+        self.pools = Pools.allocate(
+            backbone.config, slots, hot, backbone.dtype, backbone.device, self.form, scale
+        )
         self.slots = slots
         self._free_slots = list(range(slots))
         self._free_hot = list(range(hot))
@@ -71,10 +77,9 @@ class Arena:
 
     @staticmethod
     def bytes_per_pool(backbone: Backbone) -> int:
-        """Device bytes of one resident tenant: K, V and one rotated copy of K."""
-        c = backbone.config
-        vectors = c.num_layers * c.num_kv_heads * c.pool_slots
-        return 3 * vectors * c.head_dim * backbone.dtype.itemsize
+        """Device bytes of one resident tenant: its pool, and one version of it that can be read."""
+        form, c = backbone.operations.form, backbone.config
+        return form.pool_bytes(c, backbone.dtype) + form.copy_bytes(c, backbone.dtype)
 
     def take_slot(self) -> int | None:
         return heapq.heappop(self._free_slots) if self._free_slots else None
@@ -88,11 +93,10 @@ class Arena:
         """Puts a pool in rank order, K and V [L, H_kv, N, d_head], into ``slot``; returns its rank vector."""
         config = self.backbone.config
         size = config.pool_size
-        self.pools.key[:, slot, :, :size] = key
-        self.pools.value[:, slot, :, :size] = value
         # spare slots are read with weight zero: they must be finite
-        self.pools.key[:, slot, :, size:] = 0
-        self.pools.value[:, slot, :, size:] = 0
+        for part in self.pools.parts(slot):
+            part[:, :, size:] = 0
+        self.pools.put(slot, slice(0, size), key, value)
         rank = torch.full((config.num_layers, config.pool_slots), -1, dtype=torch.int32)
         rank[:, :size] = torch.arange(size, dtype=torch.int32)
         return rank
@@ -111,10 +115,8 @@ class Arena:
         return hot
 
     def build_hot(self, slot: int, rank: Tensor, hot: int) -> None:
-        """Rotates the pool in ``slot`` to ``rank`` [L, N + K] into copy ``hot``. Safe beside other steps."""
-        self.backbone.operations.rotate_pool(self.pools.key[:, slot], rank, self.pools.hot_key[:, hot])
-        bias = torch.zeros(rank.shape, dtype=self.pools.bias.dtype).masked_fill_(rank < 0, -torch.inf)
-        self.pools.bias[:, hot] = bias.to(self.pools.bias.device)
+        """Makes the pool in ``slot`` readable by ``rank`` [L, N + K] as copy ``hot``. Safe beside other steps."""
+        self.backbone.operations.make_readable(self.pools, slot, rank, hot)
 
     def settle_hot(self, memory: Memory, view: View, hot: int) -> None:
         """Gives the finished copy to its view, or frees it if the view has been replaced meanwhile."""
@@ -175,8 +177,7 @@ class Arena:
             born = torch.full_like(memory.born, version)
         else:
             rank, slots = renumber(memory.view.rank, forgotten)
-            pools = self.pools
-            self.backbone.write_memory(hidden, slots, pools.key[:, memory.slot], pools.value[:, memory.slot])
+            self._write(memory.slot, hidden, slots)
             keep = torch.ones(memory.born.shape, dtype=torch.bool).scatter_(1, forgotten, False)
             kept = memory.born[keep].view(memory.born.shape[0], -1)
             fresh = torch.full((kept.shape[0], config.num_tokens), version, dtype=kept.dtype)
@@ -189,6 +190,13 @@ class Arena:
         memory.view = View(version, rank, used=old.used)
         memory.version, memory.born = version, born
         memory.tail = hidden.to(self.backbone.device, self.backbone.dtype)
+
+    def _write(self, slot: int, hidden: Tensor, slots: Tensor) -> None:
+        """Projects a block [L, K, d] into ``slots`` [L, K] of a pool."""
+        if self.form.eight_bit:
+            self.pools.put(slot, slots, *self.backbone.project(hidden))
+        else:
+            self.backbone.write_memory(hidden, slots, self.pools.key[:, slot], self.pools.value[:, slot])
 
     # ------------------------------------------------------------ leaving
 

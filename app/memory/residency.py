@@ -41,19 +41,18 @@ def default_seed(tenant: str) -> int:
 
 @dataclass(frozen=True)
 class Warm:
-    """An evicted pool in host memory: K and V [L, H_kv, N + K, d_head] by slot, with its rank vector."""
+    """An evicted pool in host memory: ``parts`` are its tensors (see ``Pools.parts``), by slot; and its rank vector."""
 
     version: int
     lineage: int
-    key: Tensor
-    value: Tensor
+    parts: tuple[Tensor, ...]
     rank: Tensor
     tail: Tensor | None
     born: Tensor
 
     @property
     def bytes(self) -> int:
-        return self.key.nbytes + self.value.nbytes + (0 if self.tail is None else self.tail.nbytes)
+        return sum(part.nbytes for part in self.parts) + (0 if self.tail is None else self.tail.nbytes)
 
 
 class Residency:
@@ -200,8 +199,8 @@ class Residency:
                 assert manifest is not None
         self.check(manifest)
         if warm is not None and (warm.lineage, warm.version) == (manifest.lineage, manifest.version):
-            self.arena.pools.key[:, slot] = warm.key.to(self.backbone.device)
-            self.arena.pools.value[:, slot] = warm.value.to(self.backbone.device)
+            for part, kept in zip(self.arena.pools.parts(slot), warm.parts, strict=True):
+                part.copy_(kept)
             view = View(warm.version, warm.rank)
             return Memory(
                 tenant,
@@ -292,11 +291,11 @@ class Residency:
     # ------------------------------------------------------------ going
 
     def _keep_warm(self, memory: Memory, slot: int) -> Warm | None:
-        pools = self.arena.pools
-        if 2 * pools.key[:, slot].nbytes > self._warm_bytes:
+        parts = self.arena.pools.parts(slot)
+        if sum(part.nbytes for part in parts) > self._warm_bytes:
             return None
-        key, value = pools.key[:, slot].to("cpu", copy=True), pools.value[:, slot].to("cpu", copy=True)
-        return Warm(memory.version, memory.lineage, key, value, memory.view.rank, memory.tail, memory.born)
+        kept = tuple(part.to("cpu", copy=True) for part in parts)
+        return Warm(memory.version, memory.lineage, kept, memory.view.rank, memory.tail, memory.born)
 
     def _add_warm(self, tenant: str, warm: Warm) -> None:
         if tenant in self._warm or tenant in self._resident or tenant in self._loading:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.model.batch import Batch, ContextCache, Pools, SelfUpdate, UpdateSpan
+from app.model.batch import Batch, ContextCache, SelfUpdate, UpdateSpan
 from app.model.config import ModelConfig
 from app.model.operations import MakeOperations
+from app.model.pools import Pools
 from app.model.rope import RopeTable
 from app.model.torch_operations import TorchOperations
 from app.model.weights import Layer, Weights
@@ -123,7 +124,8 @@ class Backbone:
         own = batch.tokens.shape[0]
         x = self.weights.embedding[batch.tokens]
         cos, sin = (t[:, None] for t in self.rope.at(batch.positions))
-        marked, queried = self._marked(batch), self._queried(batch)
+        marked = self._marked(batch) if batch.updates else None
+        queried = self._queried(batch)
         update_rows = slice(batch.reads, None) if batch.updates else None
         for index, layer in enumerate(self.weights.layers):
             if batch.updates:

@@ -15,32 +15,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pools:
-    """Device memory for pools, in ``slots`` of one pool each, and ``hot`` rotated-K copies.
-
-    ``key`` (un-rotated) and ``value`` [L, slots, H_kv, N + K, d_head]; ``hot_key`` [L, hot, H_kv, N + K,
-    d_head]; ``bias`` [L, hot, N + K], 0 for a rank and -inf for a spare slot of that copy's version.
-    """
-
-    key: Tensor
-    value: Tensor
-    hot_key: Tensor
-    bias: Tensor
-
-    @classmethod
-    def allocate(
-        cls, config: ModelConfig, slots: int, hot: int, dtype: torch.dtype, device: torch.device
-    ) -> Pools:
-        shape = (config.num_kv_heads, config.pool_slots, config.head_dim)
-
-        def empty(count: int) -> Tensor:
-            return torch.empty(config.num_layers, count, *shape, dtype=dtype, device=device)
-
-        bias = torch.empty(config.num_layers, hot, config.pool_slots, dtype=dtype, device=device)
-        return cls(empty(slots), empty(slots), empty(hot), bias)
-
-
-@dataclass(frozen=True)
 class ContextCache:
     """K (rotated) and V of prompts and completions, a row a token: each [L, rows, H_kv, d_head].
 

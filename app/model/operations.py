@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from app.model.batch import ContextCache, Pools, Reading
+from app.model.batch import ContextCache, Reading
 from app.model.config import ModelConfig
+from app.model.pools import PoolForm, Pools
 from app.model.rope import RopeTable
 
 
@@ -37,7 +38,9 @@ class Attend(Protocol):
 
 
 class Operations(Protocol):
-    """The memory's own operations. Instances belong to one backbone."""
+    """The memory's own operations. Instances belong to one backbone; ``form`` is how they want pools to lie."""
+
+    form: PoolForm
 
     def prepare(self, readings: list[Reading], decode: int) -> Attend:
         """``readings`` cover the step's first rows in order; the first ``decode`` are single rows of decoding
@@ -49,9 +52,11 @@ class Operations(Protocol):
         [H_kv, S, d_head]; each sees those up to itself. Returns [T, H * d_head]."""
         ...
 
-    def rotate_pool(self, key: Tensor, rank: Tensor, out: Tensor) -> None:
-        """Writes the rotated copy of one pool: ``key`` and ``out`` [L, H_kv, N + K, d_head], ``rank`` int32
-        [L, N + K] on the host."""
+    def make_readable(self, pools: Pools, slot: int, rank: Tensor, hot: int) -> None:
+        """Puts into copy ``hot`` what reading the pool in ``slot`` by ``rank`` int32 [L, N + K] (on the host) takes.
+
+        Spare slots of that version (-1) hold anything.
+        """
         ...
 
     def write(

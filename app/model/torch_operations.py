@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.model.batch import ContextCache, Pools, Reading
+from app.model.batch import ContextCache, Reading
 from app.model.config import ModelConfig
+from app.model.pools import PoolForm, Pools
 from app.model.rope import RopeTable
 from kernels.attention import merge, pack_heads, partial_attention, unpack_heads
 from kernels.rotate import rotate_pool
@@ -59,8 +60,16 @@ class TorchOperations:
     """See ``app.model.operations.Operations``."""
 
     def __init__(
-        self, config: ModelConfig, rope: RopeTable, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        rope: RopeTable,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        eight_bit: bool = False,
     ) -> None:
+        # torch cannot attend to 8-bit tensors: what is being read is copied whole
+        self.form = PoolForm(eight_bit=eight_bit, value_copies=eight_bit)
         self._config, self._rope, self._dtype, self._device = config, rope, dtype, device
 
     def prepare(self, readings: list[Reading], decode: int) -> _Reads:
@@ -83,9 +92,16 @@ class TorchOperations:
         )
         return unpack_heads(output, rows)[0]
 
-    def rotate_pool(self, key: Tensor, rank: Tensor, out: Tensor) -> None:
-        rope = self._rope
-        rotate_pool(key, rank, rope.cos, rope.sin, self._config.first_rank_position, out)
+    def make_readable(self, pools: Pools, slot: int, rank: Tensor, hot: int) -> None:
+        assert pools.hot_key is not None
+        assert pools.bias is not None
+        key, value = pools.whole(slot, self._dtype)
+        rope, first = self._rope, self._config.first_rank_position
+        rotate_pool(key, rank, rope.cos, rope.sin, first, pools.hot_key[:, hot])
+        if pools.hot_value is not None:
+            pools.hot_value[:, hot] = value
+        hidden = torch.zeros(rank.shape, dtype=self._dtype).masked_fill_(rank < 0, -torch.inf)
+        pools.bias[:, hot] = hidden.to(self._device)
 
     def write(
         self,
@@ -167,6 +183,14 @@ def _pool_runs(readings: list[Reading]) -> list[_PoolRun]:
     return runs
 
 
+def _pool(pools: Pools, layer: int, hot: slice, slots: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated K, V and bias of neighbouring pools in one layer."""
+    assert pools.hot_key is not None
+    assert pools.bias is not None
+    value = pools.value[layer, slots] if pools.hot_value is None else pools.hot_value[layer, hot]
+    return pools.hot_key[layer, hot], value, pools.bias[layer, hot, None, None]
+
+
 @dataclass(frozen=True)
 class _Reads:
     """See ``app.model.operations.Attend``."""
@@ -205,9 +229,7 @@ class _Reads:
             tokens = packed.shape[1]
             output, norm = partial_attention(
                 pack_heads(packed, c.num_kv_heads),
-                pools.hot_key[layer, run.hot],
-                pools.value[layer, run.slots],
-                pools.bias[layer, run.hot, None, None],
+                *_pool(pools, layer, run.hot, run.slots),
             )
             output = unpack_heads(output, tokens).view(-1, c.num_heads, c.head_dim)
             norm = unpack_heads(norm[..., None], tokens).view(-1, c.num_heads)
@@ -228,9 +250,7 @@ class _Reads:
         if span.hot is not None and span.slot is not None:
             pool, pool_norm = partial_attention(
                 packed,
-                pools.hot_key[layer, span.hot][None],
-                pools.value[layer, span.slot][None],
-                pools.bias[layer, span.hot][None, None, None],
+                *_pool(pools, layer, slice(span.hot, span.hot + 1), slice(span.slot, span.slot + 1)),
             )
             output, _ = merge(pool, pool_norm, output, norm)
         out[span.rows] = unpack_heads(output, span.rows.stop - span.rows.start)[0]

@@ -16,9 +16,14 @@ from app.messages import ModelInfo
 from app.model.backbone import Backbone
 from app.model.checkpoint import load_weights, resolve
 from app.model.config import ModelConfig, read_config, read_generation_defaults
+from app.model.operations import Sizes
+from app.model.torch_operations import TorchOperations
 from app.settings import Settings
 from app.store.base import Store
 from app.worker.engine import Engine
+from app.worker.graphs import cuda_capture
+from app.worker.operations import operations_for
+from app.worker.rows import Rows
 from app.worker.scheduler import Limits
 
 _SPARE_COPIES = 8
@@ -116,7 +121,19 @@ def build(
     defaults = read_generation_defaults(directory)
     torch.set_num_threads(pick_threads(settings.threads, config))
     weights, fingerprint = load_weights(directory, config, dtype=dtype, device=device, progress=progress)
-    backbone = Backbone(config, weights, settings.max_sequence)
+    eight_bit = settings.pool_dtype == "int8"
+    if eight_bit and not weights.initialized:
+        raise CannotStart(
+            "8-bit pools take their scales from the checkpoint's own pool, and this one has none"
+        )
+    sizes = Sizes(
+        rows=max(settings.step_tokens, settings.max_running),
+        sequences=settings.max_running,
+        context=1 + Rows.rounded(settings.max_sequence),
+    )
+    make = operations_for(sizes, rotating=settings.rotation == "read", eight_bit=eight_bit)
+    backbone = Backbone(config, weights, settings.max_sequence, make)
+    captures = settings.cuda_graphs and not isinstance(backbone.operations, TorchOperations)
     free = free_memory(device)
     slots, hot = slot_counts(backbone, settings.resident_bytes or free // 4)
     arena = Arena(backbone, slots, hot)
@@ -137,6 +154,7 @@ def build(
         submit,
         max_sequence=settings.max_sequence,
         compacted_after=config.num_blocks,
+        capture=cuda_capture() if captures else None,
     )
     info = ModelInfo(
         name=settings.model if settings.model == "pocket" else Path(settings.model).name,

@@ -38,6 +38,7 @@ from app.messages import (
 from app.model.backbone import Backbone
 from app.model.sampling import choose
 from app.store.base import BlockRecord, Store
+from app.worker.graphs import Capture
 from app.worker.jobs import Job, Kind, Phase, Plan
 from app.worker.memories import Memories, MemoryRequest
 from app.worker.numbers import Numbers
@@ -64,6 +65,7 @@ class Engine:
         *,
         max_sequence: int,
         compacted_after: int,
+        capture: Capture | None = None,
     ) -> None:
         self.backbone, self.arena, self.residency, self.store = backbone, arena, residency, store
         self.max_sequence = max_sequence
@@ -72,7 +74,7 @@ class Engine:
         self._submit = submit
         self._rows = Rows(limits.cache_rows + 1)
         self.scheduler = Scheduler(limits)
-        self.runner = Runner(backbone, arena, limits.cache_rows + 1)
+        self.runner = Runner(backbone, arena, limits.cache_rows + 1, limits.max_running, capture)
         self.numbers = Numbers()
         self.reads = Reads(
             backbone,

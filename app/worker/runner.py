@@ -10,6 +10,7 @@ from torch import Tensor
 from app.memory.arena import Arena
 from app.model.backbone import Backbone
 from app.model.batch import Batch, ContextCache, Reading, SelfUpdate, UpdateSpan
+from app.worker.graphs import Capture, DecodeGraphs
 from app.worker.sequence import Sequence
 
 
@@ -32,12 +33,26 @@ class UpdateChunk:
 
 
 class Runner:
-    """Owns the context cache. Each call of ``step`` is one forward pass."""
+    """Owns the context cache. Each call of ``step`` is one forward pass.
 
-    def __init__(self, backbone: Backbone, arena: Arena, cache_rows: int) -> None:
+    ``capture``, on devices that have it, has decode steps replayed.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        arena: Arena,
+        cache_rows: int,
+        max_running: int,
+        capture: Capture | None = None,
+    ) -> None:
         self.backbone = backbone
         self.arena = arena
-        self.cache: ContextCache = backbone.new_context_cache(cache_rows)
+        # one row more, which nobody reads
+        self.cache: ContextCache = backbone.new_context_cache(cache_rows + 1)
+        self._graphs: DecodeGraphs | None = None
+        if capture is not None:
+            self._graphs = DecodeGraphs(backbone, arena.pools, self.cache, cache_rows, max_running, capture)
 
     def step(
         self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]
@@ -51,6 +66,10 @@ class Runner:
         for sequence in [*decode, *(c.sequence for c in reads)]:
             assert sequence.view.readers > 0
             assert sequence.view is sequence.memory.view or sequence.view in sequence.memory.older
+        if decode and not reads and not updates and self._graphs is not None:
+            logits = self._replayed(decode, self._graphs)
+            if logits is not None:
+                return decode, logits
         batch, wanted, scored = self._batch(decode, reads, updates)
         logits = self.backbone.forward(batch, self.arena.pools, self.cache)
         for sequence in decode:
@@ -59,6 +78,18 @@ class Runner:
             chunk.sequence.computed += chunk.count
         self._note_scores(logits[len(wanted) :], scored)
         return wanted, logits[: len(wanted)]
+
+    def _replayed(self, decode: list[Sequence], graphs: DecodeGraphs) -> Tensor | None:
+        logits = graphs.step(
+            [self._reading(s, slice(row, row + 1), s.computed + 1) for row, s in enumerate(decode)],
+            [s.tokens[s.computed] for s in decode],
+            [s.first_position + s.computed for s in decode],
+            [int(s.table[s.bos + s.computed]) for s in decode],
+        )
+        if logits is not None:
+            for sequence in decode:
+                sequence.computed += 1
+        return logits
 
     def _note_scores(self, logits: Tensor, scored: list[tuple[Sequence, Tensor]]) -> None:
         start = 0

@@ -1,0 +1,125 @@
+"""Device memory for memory pools, and for the copies that generations read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.model.config import ModelConfig
+from kernels.quantise import (
+    dequantise_key,
+    dequantise_value,
+    quantise_key,
+    quantise_value,
+)
+
+
+@dataclass(frozen=True)
+class PoolForm:
+    """How pools lie in device memory.
+
+    ``copies``: readers use rotated copies of K; otherwise K is rotated as it is read, and a copy is no more than
+    a rank vector. ``eight_bit``: K and V are int8 with scales (``kernels.quantise``). ``value_copies``: copies hold
+    V too, for readers that cannot read 8 bits.
+    """
+
+    copies: bool = True
+    eight_bit: bool = False
+    value_copies: bool = False
+
+    def pool_bytes(self, config: ModelConfig, dtype: torch.dtype) -> int:
+        """Device bytes of one pool, its copies apart."""
+        vectors = config.num_layers * config.num_kv_heads * config.pool_slots
+        if self.eight_bit:
+            return vectors * (2 * config.head_dim + torch.float32.itemsize)
+        return 2 * vectors * config.head_dim * dtype.itemsize
+
+    def copy_bytes(self, config: ModelConfig, dtype: torch.dtype) -> int:
+        """Device bytes of what one version of a pool takes to be read."""
+        slots = config.num_layers * config.pool_slots
+        if not self.copies:
+            return slots * torch.int32.itemsize
+        vectors = slots * config.num_kv_heads * (2 if self.value_copies else 1)
+        return vectors * config.head_dim * dtype.itemsize + slots * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Pools:
+    """``slots`` pools, and ``hot`` versions of them that can be read.
+
+    ``key`` (un-rotated) and ``value`` [L, slots, H_kv, N + K, d_head]. By ``form`` there are: ``hot_key`` (rotated) and
+    ``hot_value`` [L, hot, H_kv, N + K, d_head] with ``bias`` [L, hot, N + K], 0 for a rank and -inf for a spare slot
+    of that version; or ``rank`` int32 [L, hot, N + K], -1 for a spare slot; and of 8-bit pools ``key_scale`` float32
+    [L, H_kv, d_head], the same for all pools, and ``value_scale`` float32 [L, slots, H_kv, N + K].
+    """
+
+    form: PoolForm
+    key: Tensor
+    value: Tensor
+    hot_key: Tensor | None = None
+    hot_value: Tensor | None = None
+    bias: Tensor | None = None
+    rank: Tensor | None = None
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        slots: int,
+        hot: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        form: PoolForm | None = None,
+        key_scale: Tensor | None = None,
+    ) -> Pools:
+        """``key_scale`` is needed for 8-bit pools and for no others."""
+        form = form or PoolForm()
+        assert form.eight_bit == (key_scale is not None)
+
+        def empty(count: int, kind: torch.dtype) -> Tensor:
+            shape = (config.num_layers, count, config.num_kv_heads, config.pool_slots, config.head_dim)
+            return torch.empty(shape, dtype=kind, device=device)
+
+        kind = torch.int8 if form.eight_bit else dtype
+        views = (config.num_layers, hot, config.pool_slots)
+        key = empty(slots, kind)
+        return cls(
+            form,
+            key,
+            empty(slots, kind),
+            hot_key=empty(hot, dtype) if form.copies else None,
+            hot_value=empty(hot, dtype) if form.value_copies else None,
+            bias=torch.empty(views, dtype=dtype, device=device) if form.copies else None,
+            rank=None if form.copies else torch.full(views, -1, dtype=torch.int32, device=device),
+            key_scale=key_scale,
+            value_scale=torch.empty(key.shape[:-1], device=device) if form.eight_bit else None,
+        )
+
+    def parts(self, slot: int) -> list[Tensor]:
+        """All that one pool is made of, as views with the layers first: what a warm copy keeps."""
+        whole = [self.key, self.value] + ([] if self.value_scale is None else [self.value_scale])
+        return [tensor[:, slot] for tensor in whole]
+
+    def put(self, slot: int, slots: Tensor | slice, key: Tensor, value: Tensor) -> None:
+        """Writes K, V [L, H_kv, T, d_head] to ``slots`` (int64 [L, T], or neighbours) of a pool, as it is kept."""
+        tensors = [key, value]
+        if self.key_scale is not None:
+            tensors = [quantise_key(key, self.key_scale), *quantise_value(value)]
+        for part, tensor in zip(self.parts(slot), tensors, strict=True):
+            if isinstance(slots, slice):
+                part[:, :, slots] = tensor
+                continue
+            for layer, at in enumerate(slots.to(part.device)):
+                part[layer][:, at] = tensor[layer]
+
+    def whole(self, slot: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """K (un-rotated) and V of one pool, [L, H_kv, N + K, d_head] in ``dtype``, whatever they are kept as."""
+        key, value = self.key[:, slot], self.value[:, slot]
+        if self.key_scale is None or self.value_scale is None:
+            return key, value
+        scale = self.value_scale[:, slot]
+        return dequantise_key(key, self.key_scale, dtype), dequantise_value(value, scale, dtype)
