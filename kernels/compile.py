@@ -82,7 +82,10 @@ class Built:
 def attention_jobs(shape: Shape) -> Iterator[Job]:
     ints = ("workers", "segments", "tiles", "members", "rows")
     kind = "*" + _TYPES[shape.dtype]
-    prompt = attention.prompt_tile_rows(shape.group, shape.head_dim, shape.dtype)
+    prompt, turned = (
+        attention.prompt_tile_rows(shape.group, shape.head_dim, shape.dtype, rotated=rotated)
+        for rotated in (True, False)
+    )
     for label, tile_rows, rotating, eight_bit in (
         ("decode", 16, False, False),
         ("decode, 64 rows", 64, False, False),
@@ -91,8 +94,8 @@ def attention_jobs(shape: Shape) -> Iterator[Job]:
         ("decode, 8 bits", 16, True, True),
         ("decode, 64 rows, 8 bits", 64, True, True),
         ("prompts", prompt, False, False),
-        ("prompts, rotating", prompt, True, False),
-        ("prompts, 8 bits", prompt, True, True),
+        ("prompts, rotating", turned, True, False),
+        ("prompts, 8 bits", turned, True, True),
     ):
         if rotating and shape.head_dim not in ROTATED_HEAD_DIMS:
             continue

@@ -62,12 +62,11 @@ def decode_tile_rows(group: int, sharing: int) -> int:
     return max(16, _power_of_2(group), min(64, _power_of_2(sharing * group)))
 
 
-def prompt_tile_rows(group: int, head_dim: int, dtype: torch.dtype) -> int:
+def prompt_tile_rows(group: int, head_dim: int, dtype: torch.dtype, *, rotated: bool = True) -> int:
     """Tile rows for prompts: as many as a program can hold, so that a pool is read for many tokens at once."""
-    padded = _power_of_2(head_dim)
-    # float32 products are made of three and take twice the room
-    room = 2**13 if dtype == torch.float32 else 2**14
-    return max(16, _power_of_2(group), min(128, room // padded))
+    # float32 products are made of three and take twice the room, and so do keys being turned
+    room = 2**14 if rotated and dtype != torch.float32 else 2**13
+    return max(16, _power_of_2(group), min(128, room // _power_of_2(head_dim)))
 
 
 def tuning(
@@ -85,8 +84,12 @@ def tuning(
     """
     padded = _power_of_2(head_dim)
     held = tile_rows * padded
-    crowded = held >= 2**14 or (not rotated and (tile_rows >= 64 or (padded >= 128 and not eight_bit)))
-    step = max(16, min(64, 16384 // (padded * dtype.itemsize)) // (2 if crowded else 1))
+    step = min(64, 16384 // (padded * dtype.itemsize))
+    if held >= 2**14 or (not rotated and (tile_rows >= 64 or (padded >= 128 and not eight_bit))):
+        step //= 2
+    if eight_bit and held >= 2**13:
+        step //= 2
+    step = max(16, step)
     if dtype == torch.float32:
         # a float32 product is made of three, whose parts are held in registers as well
         step = 16

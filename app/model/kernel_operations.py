@@ -88,7 +88,9 @@ class KernelOperations:
     def _list(self, prompts: bool, readings: list[Reading]) -> _List:
         c = self._config
         tile_rows = (
-            prompt_tile_rows(c.group_size, c.head_dim, self._dtype) if prompts else self.list_key(readings)
+            prompt_tile_rows(c.group_size, c.head_dim, self._dtype, rotated=self.form.copies)
+            if prompts
+            else self.list_key(readings)
         )
         if (prompts, tile_rows) not in self._lists:
             self._lists[prompts, tile_rows] = self._new_list(prompts, tile_rows)

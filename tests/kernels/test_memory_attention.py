@@ -193,6 +193,42 @@ def test_prompts_see_their_context_causally(rotating: bool) -> None:
     Case.random([*first, *second, (2, 0, 2, 4)], group=3).check(rotating=rotating)
 
 
+def eight_bit(case: Case) -> tuple[Case, dict[str, Any]]:
+    """The case with pools that 8 bits hold without loss, and what its kernel is given.
+
+    Tokens are of very different sizes, and so are channels, so that a scale at the wrong place shows.
+    """
+    generator = torch.Generator().manual_seed(1)
+    kv_heads, _, head_dim = case.key.shape[1:]
+    channel = torch.rand(kv_heads, head_dim, generator=generator) * 0.02 + 0.001
+    token = torch.rand(case.value.shape[:-1], generator=generator) * 0.02 + 0.001
+    poisoned = case.key.isnan()[..., 0]
+    key, value = (
+        torch.randint(-127, 128, case.key.shape, generator=generator, dtype=torch.int8) for _ in range(2)
+    )
+    exact = replace(case, key=key * channel[:, None], value=value * token[..., None])
+    token[poisoned] = torch.nan
+    rotation = Rotation(case.rank, case.cos, case.sin, 1, channel, token)
+    return exact, {"key": key, "value": value, "rotation": rotation}
+
+
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (2, 16), (4, 128), (5, 48), (9, 96)])
+def test_eight_bit_pools(group: int, head_dim: int) -> None:
+    case, given = eight_bit(Case.random(MIXED, group=group, head_dim=head_dim, kv_heads=2))
+    out = case.run(rotating=True, **given)
+    torch.testing.assert_close(out.double(), case.expected(), atol=2e-5, rtol=2e-5)
+
+
+def test_eight_bit_pools_have_both_scales() -> None:
+    case, given = eight_bit(Case.random(MIXED))
+    for missing in ("key_scale", "value_scale"):
+        halved = given | {"rotation": replace(given["rotation"], **{missing: None})}
+        with pytest.raises(BadKernelInput):
+            case.run(rotating=True, **halved)
+    with pytest.raises(BadKernelInput, match="expected one of"):
+        case.run(rotating=True, **(given | {"key": case.key}))
+
+
 def test_half_precision() -> None:
     """float16, since the interpreter multiplies the bit patterns of bfloat16."""
     Case.random(MIXED, head_dim=32, dtype=torch.float16).check(tolerance=4e-3)
