@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.errors import StoreFailed, TenantQuarantined
 from app.store.base import Idempotency, Manifest
 from app.store.disk import DiskStore
-from app.store.records import checksum
+from app.store.records import checksum, seal
 from tests.store.memorydisk import Folder, Leaf, MemoryDisk
 
 
@@ -224,4 +225,17 @@ def test_a_manifest_of_before_there_were_lineages_is_read(tmp_path: Path) -> Non
     assert manifest is not None
     assert (manifest.version, manifest.lineage) == (3, 0)
     assert store.rollback("ada", 2, expected_version=3).lineage == 1
+    store.close()
+
+
+def test_a_snapshot_of_a_version_still_to_come_is_not_believed(tmp_path: Path) -> None:
+    disk = small_store(tmp_path)
+    for path, leaf in disk.leaves():
+        if path.name == "manifest":
+            body = bytes(leaf.now[33:])
+            manifest = msgspec.json.decode(body, type=Manifest)
+            leaf.now = bytearray(seal(msgspec.structs.replace(manifest, version=1, blocks=())))
+    store = DiskStore(tmp_path, files=disk)
+    with pytest.raises(TenantQuarantined):
+        store.load("ada")
     store.close()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from app.errors import ServiceError, StoreFailed, TenantQuarantined, VersionConflict
+from app.errors import ServiceError, StoreFailed, TenantExists, TenantQuarantined, VersionConflict
 from app.store.base import Manifest, Store
 from app.store.disk import DiskStore
 from app.store.files import Disk
@@ -47,6 +48,8 @@ def test_a_fork_shares_the_blobs_on_the_disk_under_names_of_its_own(tmp_path: Pa
     # all but the archive, whose texts are sealed anew
     assert [os.path.samefile(*pair) for pair in zip(ada, bob, strict=True)] == [True, True, True, False]
     assert not {path.name for path in ada} & {path.name for path in bob}
+    # of the same version and kind
+    assert [(p.name[:11], p.suffix) for p in ada] == [(p.name[:11], p.suffix) for p in bob]
     store.erase("ada")
     assert [path.stat().st_nlink for path in bob] == [1, 1, 1, 1]
     store.close()
@@ -191,6 +194,27 @@ def test_a_store_that_keeps_no_texts_forks_none(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- threads
+
+
+def test_all_forks_take_two_tenants_locks_in_one_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(tmp_path, files=MemoryDisk(tmp_path))
+    for tenant in ("ada", "bob"):
+        begin(store, 1, tenant)
+    taken: list[str] = []
+    holding = store._locks.holding
+
+    def recording(tenant: str) -> AbstractContextManager[None]:
+        taken.append(tenant)
+        return holding(tenant)
+
+    monkeypatch.setattr(store._locks, "holding", recording)
+    for tenant, target in (("ada", "bob"), ("bob", "ada")):
+        with pytest.raises(TenantExists):
+            store.fork(tenant, target, created=1.0)
+    assert taken == ["ada", "bob"] * 2
+    store.close()
 
 
 @pytest.mark.parametrize("change", ["rollback to 1", "rollback to 2", "replace", "rollback and commit"])

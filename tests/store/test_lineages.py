@@ -124,6 +124,9 @@ def test_an_import_keeps_its_newest_records_up_to_the_limit(reopen: Open, limit:
     store.create(msgspec.structs.replace(manifest(), version=5), b"pool", records)
     assert store.history("ada") == records[5 - limit :]
     assert keys(store) == list(range(6 - limit, 6))
+    many = [record(v, "text" * 10) for v in range(1, 201)]
+    store.create(msgspec.structs.replace(manifest("bob"), version=200), b"pool", many)
+    assert store.usage("bob") < 200 * 40
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], bytes | None, Sequence[BlockRecord]]] = [
@@ -258,6 +261,15 @@ def test_a_version_that_is_not_kept_can_be_neither_forked_nor_gone_back_to(
     assert store.create(manifest("bob")).version == 0
 
 
+def test_a_fork_of_a_memory_that_was_rolled_back_begins_a_lineage_of_its_own(store: Store) -> None:
+    begin(store, 3)
+    store.rollback("ada", 1, expected_version=3)
+    commit(store, 2, text="other")
+    assert size(store.fork("ada", "bob", created=1.0)) == (0, 2)
+    assert texts(store, "bob") == ["text 1", "other"]
+    assert keys(store, "bob") == [1]
+
+
 def test_a_fork_needs_a_source_and_a_name_that_is_free(store: Store) -> None:
     with pytest.raises(TenantNotFound):
         store.fork("ada", "bob", created=1.0)
@@ -283,12 +295,36 @@ def test_forks_in_both_directions_at_once_do_not_wait_for_each_other(store: Stor
                 store.fork(source, target, created=1.0)
         lost.append(target)
 
-    threads = [threading.Thread(target=fork, args=pair) for pair in (("a", "b"), ("b", "a"))]
+    threads = [threading.Thread(target=fork, args=pair, daemon=True) for pair in (("a", "b"), ("b", "a"))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
     assert sorted(lost) == ["a", "b"]
+
+
+def test_exactly_one_of_many_racing_forks_wins(store: Store) -> None:
+    outcomes: list[str] = []
+    for name in ("a", "b", "c", "d"):
+        begin(store, 2, name)
+    barrier = threading.Barrier(4)
+
+    def race(source: str) -> None:
+        barrier.wait()
+        try:
+            store.fork(source, "new", created=1.0)
+            outcomes.append(source)
+        except TenantExists:
+            outcomes.append("exists")
+
+    threads = [threading.Thread(target=race, args=(name,)) for name in ("a", "b", "c", "d")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    (winner,) = [source for source in outcomes if source != "exists"]
+    assert len(outcomes) == 4
+    assert contents(store, "new") == blocks(1, 2, winner)
 
 
 # ---------------------------------------------------------------- rollbacks
