@@ -43,6 +43,7 @@ class HealthCheck(Strict):
 
 class Dependency(Strict):
     condition: Literal["service_started", "service_healthy", "service_completed_successfully"]
+    required: bool = True
 
 
 class Logging(Strict):
