@@ -32,12 +32,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         > requirements.txt \
     && pip install -c constraints.txt -r requirements.txt
 
-FROM base AS wheel
+FROM base AS package
 COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY kernels ./kernels
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip wheel --no-deps --wheel-dir /wheels .
+    pip install --no-deps --prefix /install .
 
 # The load generator of docker-compose.yml: docker build --target loadtest .
 FROM base AS loadtest
@@ -62,8 +62,7 @@ RUN groupadd --gid 10001 memoryllm \
     && useradd --uid 10001 --gid 10001 --create-home memoryllm \
     && install -d -o 10001 -g 10001 -m 700 /data /cache
 COPY --from=dependencies /opt/memoryllm /opt/memoryllm
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    /opt/memoryllm/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
+COPY --from=package /install /opt/memoryllm
 COPY deploy/healthcheck.py /opt/memoryllm/healthcheck.py
 ENV PATH=/opt/memoryllm/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.deploy.dockerfile import ROOT, Ignore, Instruction, Stage, load, needed
 
 SYSTEM = ("apt-get", "useradd")
-PATHS = re.compile(r"(?<![\w.}-])/(?:opt|src|wheels|data|cache|home|root)\b")
+PATHS = re.compile(r"(?<![\w.}-])/(?:opt|src|install|data|cache|home|root)\b")
 START_SECONDS = 120.0
 
 
@@ -64,8 +64,12 @@ class Rehearsal:
             case "WORKDIR":
                 self.here = Path(self.moved(instruction.value))
                 self.here.mkdir(parents=True, exist_ok=True)
-            case "COPY" if instruction.flag("from") is None:
+            case "COPY":
                 *sources, target = instruction.value.split()
+                if instruction.flag("from") is not None:
+                    if sources != [target]:
+                        shutil.copytree(self.moved(sources[0]), self.moved(target), dirs_exist_ok=True)
+                    return
                 for source in sources:
                     self.copy(source, self.here / self.moved(target), into=target.endswith("/"))
             case "VOLUME":

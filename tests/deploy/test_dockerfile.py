@@ -76,7 +76,7 @@ def test_stages_are_made_from_earlier_ones(stage: Stage) -> None:
 
 def test_the_server_is_what_a_plain_build_makes() -> None:
     assert STAGES[-1] is SERVER
-    assert {stage.name for stage in needed(STAGES, "server")} == {"base", "dependencies", "wheel", "server"}
+    assert {stage.name for stage in needed(STAGES, "server")} == {"base", "dependencies", "package", "server"}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_nothing_else_is_sent_to_the_builder(path: str) -> None:
     assert IGNORED(path)
 
 
-def test_the_wheel_has_all_of_the_package() -> None:
-    sources = copied(BY_NAME["wheel"])
+def test_the_image_has_all_of_the_package() -> None:
+    sources = copied(BY_NAME["package"])
     packages = [
         pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     ]
@@ -112,7 +112,7 @@ def imported(path: Path) -> set[str]:
 
 def test_nothing_in_the_image_imports_what_is_not() -> None:
     ours = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
-    absent = ours - set(copied(BY_NAME["wheel"]))
+    absent = ours - set(copied(BY_NAME["package"]))
     assert "tests" in absent
     for package in ("app", "kernels"):
         for path in (ROOT / package).rglob("*.py"):
@@ -127,11 +127,15 @@ def test_a_change_of_the_code_leaves_the_dependencies_cached() -> None:
         "constraints.txt",
         "pyproject.toml",
     }
-    instructions = SERVER.instructions
-    dependencies = next(i for i, x in enumerate(instructions) if x.flag("from") == "dependencies")
-    wheel = next(i for i, x in enumerate(instructions) if any(m.get("from") == "wheel" for m in x.mounts))
-    assert dependencies < wheel
-    assert "--no-deps" in instructions[wheel].value
+    order = [copy.flag("from") for copy in SERVER.all("COPY")]
+    assert order.index("dependencies") < order.index("package")
+    (install,) = BY_NAME["package"].all("RUN")
+    assert "--no-deps" in install.value
+    _, _, prefix = install.value.partition("--prefix ")
+    (copy,) = [c.value for c in SERVER.all("COPY") if c.flag("from") == "package"]
+    # scripts start the interpreter that installed them, which lies at the same place in both stages
+    assert copy.split() == [prefix.split()[0], "/opt/memoryllm"]
+    assert "/opt/memoryllm/bin:" in BY_NAME["base"].environment["PATH"]
 
 
 RUNS = [(stage.name, run.value) for stage in STAGES for run in stage.all("RUN")]
