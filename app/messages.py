@@ -141,6 +141,35 @@ class RollbackTenant(Message, frozen=True):
     version: int
 
 
+class GetTexts(Message, frozen=True):
+    """What a rebuild needs. Reply: Texts."""
+
+    id: str
+    tenant: str
+
+
+class RebuiltContext(msgspec.Struct, frozen=True):
+    """One context of a rebuild: a piece of the KeptText that began at ``memory_version``."""
+
+    tokens: list[int]
+    text: str
+    memory_version: int
+
+
+class RebuildTenant(Message, frozen=True):
+    """Tells ``contexts`` to a new memory and puts that in the place of the old one, all at once.
+
+    The old one must be at ``lineage`` and ``memory_version`` still. Answered by UpdateProgress, then a Reply:
+    TenantInfo.
+    """
+
+    id: str
+    tenant: str
+    lineage: int
+    memory_version: int
+    contexts: list[RebuiltContext]
+
+
 class ExportTenant(Message, frozen=True):
     """Writes the memory into the file at ``path``, which is there and empty, with the history if ``texts``.
 
@@ -182,6 +211,8 @@ Request = (
     | RollbackTenant
     | ExportTenant
     | ImportTenant
+    | GetTexts
+    | RebuildTenant
     | Drain
 )
 
@@ -347,6 +378,27 @@ class Exported(msgspec.Struct, frozen=True, tag=True):
     bytes: int
 
 
+class KeptText(msgspec.Struct, frozen=True):
+    """The text of one update, or of one block where the update is not known: ``memory_version`` is its first.
+
+    ``tokens`` it had when it was told.
+    """
+
+    memory_version: int
+    tokens: int
+    text: str
+
+
+class Texts(msgspec.Struct, frozen=True, tag=True):
+    """All that a memory was told and may still hold, oldest first. ``current``: by the model that is served."""
+
+    tenant: str
+    memory_version: int
+    lineage: int
+    current: bool
+    texts: list[KeptText]
+
+
 class MemoryView(msgspec.Struct, frozen=True, tag=True):
     """Which updates the pool holds. ``born[layer][rank]`` is the version that wrote the token at that rank.
 
@@ -383,7 +435,7 @@ class Reply(Message, frozen=True):
     """The answer to a tenant request."""
 
     id: str
-    body: TenantInfo | TenantList | Erased | Exported | MemoryView | History
+    body: TenantInfo | TenantList | Erased | Exported | Texts | MemoryView | History
 
 
 class Failed(Message, frozen=True):

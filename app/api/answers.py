@@ -124,6 +124,12 @@ class TenantAnswer(BaseModel):
     )
 
 
+class RebuildAnswer(TenantAnswer):
+    rebuilt: bool = Field(description="false: it was the served model's already, and nothing was done")
+    blocks: int = Field(description="of the kept texts")
+    tokens: int
+
+
 class TenantsAnswer(BaseModel):
     tenants: list[str]
     next: str | None = Field(description="pass it as after for the following page")

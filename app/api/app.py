@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import errors, generate, memories, operations, score, tenants, transfers, update
+from app.api import errors, generate, memories, operations, rebuild, score, tenants, transfers, update
 from app.api.answers import ErrorAnswer
 from app.api.middleware import BodyLimit, Requests
 from app.api.operations import NAME, installed_version
@@ -48,7 +48,7 @@ def create_app(settings: Settings, worker: WorkerClient | Workers, spool: Spool 
     )
     spool = spool or Spool(settings.spool_dir, settings.max_transfers)
     app.state.services = Services(settings, workers, metrics, spool)
-    for module in (update, generate, score, tenants, memories, transfers, operations):
+    for module in (update, generate, score, tenants, memories, transfers, rebuild, operations):
         app.include_router(module.router)
     errors.install(app)
 

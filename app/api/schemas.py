@@ -211,6 +211,13 @@ class RollbackBody(Body):
     version: Version = Field(description="a version that is kept; what came after it is gone for good")
 
 
+class RebuildBody(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"stream": True}]})
+
+    force: bool = Field(False, description="also if the memory was written by the model that is served now")
+    stream: bool = Field(False, description="report progress block by block, as server-sent events")
+
+
 @cache
 def field_names() -> frozenset[str]:
     """Every name an error may mention: fields of bodies and query parameters."""
@@ -222,6 +229,7 @@ def field_names() -> frozenset[str]:
         TenantBody,
         ForkBody,
         RollbackBody,
+        RebuildBody,
     ]
     names = {name for model in models for name in model.model_fields}
     return frozenset(names | {"after", "limit", "before", "detail", "texts", "Idempotency-Key"})

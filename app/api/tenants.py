@@ -37,11 +37,12 @@ from app.messages import (
     Reply,
     TenantInfo,
     TenantList,
+    Texts,
 )
 
 router = APIRouter(route_class=JsonRoute, prefix="/tenants", tags=["tenants"])
 
-Body = TypeVar("Body", TenantInfo, TenantList, Erased, MemoryView, History)
+Body = TypeVar("Body", TenantInfo, TenantList, Erased, Texts, MemoryView, History)
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 

@@ -115,13 +115,17 @@ async def _contexts(
         text = await render(known, body.messages, prompt=False)
     else:
         text = body.text or ""
-    cut = partial(_cut, text, sizes, known, settings.max_update_tokens, repeat, param)
+    cut = partial(cut_or_repeat, text, sizes, known, settings.max_update_tokens, repeat, param)
     return cut() if len(text) <= INLINE_CHARS else await asyncio.to_thread(cut)
 
 
-def _cut(
+def cut_or_repeat(
     text: str, sizes: contexts.Sizes, tokenizer: Tokenizer, limit: int, repeat: bool, param: str
 ) -> tuple[list[Context], Short]:
+    """A text's contexts, and what was done if it is too short for one.
+
+    Raises ContextTooShort, TooManyTokens, InvalidRequest.
+    """
     encode = partial(tokenizer.encode, limit=limit, param=param)
     pieces = contexts.cut_text(text, sizes, encode)
     tokens = pieces[0].tokens

@@ -29,10 +29,12 @@ from app.messages import (
     GetHistory,
     GetMemory,
     GetTenant,
+    GetTexts,
     ImportTenant,
     ListTenants,
     ModelInfo,
     Ready,
+    RebuildTenant,
     Reply,
     Request,
     RollbackTenant,
@@ -64,6 +66,8 @@ Question = (
     | RollbackTenant
     | ExportTenant
     | ImportTenant
+    | GetTexts
+    | RebuildTenant
 )
 Part = Tokens | Finished | UpdateProgress | Updated | Scored | Reply
 

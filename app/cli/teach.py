@@ -19,8 +19,10 @@ Short = Annotated[
 ]
 
 
-def send_update(api: Api, body: dict[str, Any], *, show: bool) -> Answer:
-    """The final answer; a progress bar over blocks if ``show``.
+def send_update(
+    api: Api, body: dict[str, Any], *, show: bool, path: str = "/update", what: str = "remembering"
+) -> Answer:
+    """The final answer of an update or a rebuild; a progress bar over blocks if ``show``.
 
     Always streamed: the server's keep-alives carry an hour's update through proxies and time limits.
     """
@@ -35,8 +37,8 @@ def send_update(api: Api, body: dict[str, Any], *, show: bool) -> Answer:
         disable=not show,
         transient=True,
     ) as progress:
-        bar = progress.add_task("remembering", total=None)
-        for event in api.stream("/update", body):
+        bar = progress.add_task(what, total=None)
+        for event in api.stream(path, body):
             answer = event.data
             if event.name == "progress":
                 progress.update(bar, completed=answer["done"], total=answer["total"])

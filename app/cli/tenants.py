@@ -15,6 +15,7 @@ from app.cli.errors import USAGE, Refusal
 from app.cli.http import Answer, Api, tenant_path
 from app.cli.options import DEFAULT_URL, Json, Url
 from app.cli.output import err, one_line, out, print_json
+from app.cli.teach import send_update
 
 app = typer.Typer(help="Create, list, look at, copy, move and erase memories.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="the tenant")]
@@ -112,6 +113,23 @@ def rollback(
     with Api(url, as_json=json) as api:
         _confirm(yes, "rolling back", f"Take {tenant!r} back to version {version}?")
         answer = api.call("POST", tenant_path(tenant, "/rollback"), {"version": version})
+        print_json(answer) if json else show_tenant(answer)
+
+
+@app.command("rebuild")
+def rebuild(
+    tenant: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="also if the served model has written the memory")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    json: Json = False,
+) -> None:
+    """Write a memory anew from its kept texts, for the model that is served now."""
+    with Api(url, as_json=json) as api:
+        body, path = ({"force": True} if force else {}), tenant_path(tenant, "/rebuild")
+        show = err.is_terminal and not json
+        answer = send_update(api, body, show=show, path=path, what="rebuilding")
         print_json(answer) if json else show_tenant(answer)
 
 

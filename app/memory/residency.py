@@ -243,6 +243,11 @@ class Residency:
                 "a rebuild writes it anew from its kept texts"
             )
 
+    @property
+    def own_pool(self) -> Pool:
+        """The checkpoint's own pool, which every memory begins with: on the device, in its dtype."""
+        return self._base
+
     def check_own_pool(self, pool: Pool) -> None:
         """Raises InvalidMemoryFile unless ``pool`` is the checkpoint's own, as far as its dtype can tell."""
         for own, found in zip(self._base.hidden, pool.hidden, strict=True):

@@ -69,6 +69,26 @@ def renumber(rank: Tensor, forgotten: Tensor) -> tuple[Tensor, Tensor]:
     return moved.scatter(1, spare, new_ranks), spare
 
 
+def covered(
+    seed: int, versions: range, *, pool_size: int, num_tokens: int, num_layers: int, per_layer: bool
+) -> bool:
+    """Whether the updates that made ``versions`` have written the whole pool, and all from before is forgotten."""
+    rows = num_layers if per_layer else 1
+    fresh = torch.zeros(rows, pool_size, dtype=torch.bool)
+    block = torch.ones(rows, num_tokens, 1, dtype=torch.bool)
+    for version in versions:
+        forgotten = draw(
+            seed,
+            version,
+            pool_size=pool_size,
+            num_tokens=num_tokens,
+            num_layers=num_layers,
+            per_layer=per_layer,
+        )
+        fresh = forget(fresh[..., None], forgotten, block)[..., 0]
+    return bool(fresh.all())
+
+
 def surviving(
     seed: int,
     versions: list[int],

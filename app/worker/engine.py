@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import takewhile
 
 from app.errors import (
     DeadlineExceeded,
@@ -43,6 +44,7 @@ from app.worker.jobs import Job, Kind, Phase, Plan
 from app.worker.memories import Memories, MemoryRequest
 from app.worker.numbers import Numbers
 from app.worker.reads import Reads
+from app.worker.rebuilds import RebuildRun
 from app.worker.rows import Rows
 from app.worker.runner import ReadChunk, Runner, UpdateChunk
 from app.worker.scheduler import Limits, Scheduler
@@ -169,7 +171,7 @@ class Engine:
         self.numbers.count(f"requests_failed_total:{error.code}")
         self.emit(Failed(request_id, error.code, error.message, error.param, error.retry_after))
 
-    def _check_tokens(self, tokens: list[int], param: str) -> None:
+    def check_tokens(self, tokens: list[int], param: str) -> None:
         """Raises InvalidRequest. The API has checked this already; memory is not trusted to one process."""
         if not tokens or min(tokens) < 0 or max(tokens) >= self.backbone.config.vocab_size:
             raise InvalidRequest("token ids must be in the model's vocabulary, at least one", param=param)
@@ -177,13 +179,13 @@ class Engine:
     def _take_read(self, message: Generate | Score) -> None:
         self.tenants.check_not_erasing(message.tenant)
         if isinstance(message, Generate):
-            self._check_tokens(message.tokens, "prompt")
+            self.check_tokens(message.tokens, "prompt")
             if message.sampling.max_tokens < 1:
                 raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
             length, total = len(message.tokens), len(message.tokens) + message.sampling.max_tokens
         else:
-            self._check_tokens(message.prompt, "prompt")
-            self._check_tokens(message.continuation, "continuation")
+            self.check_tokens(message.prompt, "prompt")
+            self.check_tokens(message.continuation, "continuation")
             total = len(message.prompt) + len(message.continuation)
             length = total - 1
         if total > min(self.max_sequence, self._rows.capacity):
@@ -212,7 +214,7 @@ class Engine:
             raise InvalidRequest("an update needs at least one context", param="text")
         config = self.backbone.config
         for context in message.contexts:
-            self._check_tokens(context.tokens, "text")
+            self.check_tokens(context.tokens, "text")
             if len(context.tokens) > config.max_context:
                 raise TooManyTokens(f"a context takes at most {config.max_context} tokens", param="text")
         job = Job(
@@ -277,8 +279,9 @@ class Engine:
     def _fail_unloadable(self) -> None:
         while self.residency.failures:
             tenant, error = self.residency.failures.popitem()
-            # a rollback or a rebuild may be what makes the memory loadable again
-            self._fail_jobs([job for job in self.scheduler.of(tenant) if job.needs_memory], error)
+            # a rollback or a rebuild may be what makes the memory loadable again, for those behind it too
+            jobs = takewhile(lambda job: job.needs_memory, self.scheduler.of(tenant))
+            self._fail_jobs(list(jobs), error)
 
     def _start(self, job: Job, now: float) -> None:
         if job.id in self.memories:
@@ -302,13 +305,14 @@ class Engine:
 
     def _run(self, plan: Plan) -> None:
         decode = [self.reads.sequence(job.id) for job in plan.decode]
-        reads, updates, runs = [], [], []
+        reads, updates = [], []
+        runs: list[UpdateRun | RebuildRun] = []
         for chunk in plan.chunks:
             if chunk.job.reads:
                 reads.append(ReadChunk(self.reads.sequence(chunk.job.id), chunk.start, chunk.count))
                 self.numbers.count("prompt_tokens_total", chunk.count)
             else:
-                run = self._runs[chunk.job.id]
+                run = self._runs.get(chunk.job.id) or self.memories.rebuilds.run(chunk.job.id)
                 assert run.current is not None
                 tokens = run.context.tokens[chunk.start : chunk.start + chunk.count]
                 updates.append(UpdateChunk(run.current, chunk.start, tokens))
@@ -324,8 +328,12 @@ class Engine:
             if read_chunk.sequence.scored:
                 self.reads.advance_score(read_chunk.sequence)
         for run in runs:
-            if run.current is not None and run.current.finished:
+            if run.current is None or not run.current.finished:
+                continue
+            if isinstance(run, UpdateRun):
                 self.updates.computed(run)
+            else:
+                self.memories.rebuilds.computed(run)
 
     # ------------------------------------------------------------ updates
 

@@ -1,4 +1,4 @@
-"""Requests that treat a memory as a thing: fork it, roll it back.
+"""Requests that treat a memory as a thing: fork it, roll it back, rebuild it (``app.worker.rebuilds``).
 
 A rollback takes its turn in the tenant's queue as an update does: what came before it is done before it, what
 comes after it sees the memory it leaves. Generations that run go on reading the version they began with.
@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 from app.errors import ServiceError, StoreFull, TenantElsewhere, TenantNotFound, VersionNotKept
 from app.memory.residency import Residency
-from app.messages import ForkTenant, Reply, RollbackTenant, TenantInfo
+from app.messages import ForkTenant, GetTexts, RebuildTenant, Reply, RollbackTenant, TenantInfo
 from app.store.base import Store
 from app.worker.jobs import Job, Kind, Phase
+from app.worker.rebuilds import Rebuilds
 
 if TYPE_CHECKING:
     from app.worker.engine import Engine
 
-MemoryRequest = ForkTenant | RollbackTenant
+MemoryRequest = ForkTenant | RollbackTenant | GetTexts | RebuildTenant
 # a rollback that ends in these has changed nothing
 _UNCHANGED = (VersionNotKept, TenantNotFound, TenantElsewhere, StoreFull)
 
@@ -37,10 +38,11 @@ class Memories:
 
     def __init__(self, engine: Engine, residency: Residency, store: Store) -> None:
         self.engine, self.residency, self.store = engine, residency, store
+        self.rebuilds = Rebuilds(engine, residency, store)
         self._turns: dict[str, Turn] = {}
 
     def __contains__(self, job_id: str) -> bool:
-        return job_id in self._turns
+        return job_id in self._turns or job_id in self.rebuilds
 
     def handle(self, message: MemoryRequest) -> None:
         """Answers with a Reply or a Failed in the engine's outbox, now or later. Raises TenantErased, TenantBusy…"""
@@ -48,9 +50,13 @@ class Memories:
         tenants.check_not_erasing(message.tenant)
         if isinstance(message, RollbackTenant):
             self._queue(message)
-            return
-        tenants.check_not_erasing(message.target)
-        tenants.answer(message.id, message.tenant, lambda: self._fork(message), message.target)
+        elif isinstance(message, RebuildTenant):
+            self.rebuilds.queue(message)
+        elif isinstance(message, GetTexts):
+            tenants.answer(message.id, message.tenant, lambda: self.rebuilds.texts(message))
+        else:
+            tenants.check_not_erasing(message.target)
+            tenants.answer(message.id, message.tenant, lambda: self._fork(message), message.target)
 
     def _queue(self, message: RollbackTenant) -> None:
         job = Job(
@@ -78,6 +84,9 @@ class Memories:
 
     def start(self, job: Job) -> None:
         """The job's turn has come: everything of the tenant that arrived before it has begun or is done."""
+        if job.id in self.rebuilds:
+            self.rebuilds.start(job)
+            return
         message = self._turns[job.id].message
         tenant = message.tenant
 
@@ -100,6 +109,9 @@ class Memories:
 
     def fail(self, job: Job, error: ServiceError) -> None:
         """Ends a request that waits; one that is being carried out ends when its thread comes back."""
+        if job.id in self.rebuilds:
+            self.rebuilds.fail(job, error)
+            return
         if job.phase is Phase.WAITING:
             self._end(job, None, error)
         else:

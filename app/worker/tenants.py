@@ -24,6 +24,7 @@ from app.messages import (
     Reply,
     TenantInfo,
     TenantList,
+    Texts,
 )
 from app.model.forgetting import MAX_SEED, surviving
 from app.store.base import Manifest, Store
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from app.worker.engine import Engine
 
 TenantRequest = CreateTenant | ListTenants | GetTenant | EraseTenant | GetMemory | GetHistory
-Body = TenantInfo | TenantList | Erased | Exported | MemoryView | History
+Body = TenantInfo | TenantList | Erased | Exported | Texts | MemoryView | History
 
 
 @dataclass

@@ -23,6 +23,8 @@ from app.errors import (
     TenantBusy,
     TenantExists,
     TenantNotFound,
+    TextsNotKept,
+    VersionConflict,
     VersionNotKept,
 )
 from app.settings import Settings
@@ -80,6 +82,8 @@ class FakeWorker:
     held: dict[str, m.Generate | m.Update | m.ExportTenant] = field(default_factory=dict)
     imported: list[bytes] = field(default_factory=list)
     export_bytes: int = 100
+    texts: list[m.KeptText] = field(default_factory=list)
+    interrupted: int = 0
 
     def handle(self, request: m.Request) -> list[m.Answer]:
         self.seen.append(request)
@@ -207,6 +211,25 @@ class FakeWorker:
         self.seeds[request.target] = self.seeds.get(name, 0)
         return [self._info(request, request.target)]
 
+    def _rebuild(self, request: m.GetTexts | m.RebuildTenant) -> list[m.Answer]:
+        """``texts`` are those of every tenant; ``interrupted`` rebuilds find that an update has come before."""
+        name = request.tenant
+        version, lineage = self.memories[name], self.lineages.get(name, 0)
+        if isinstance(request, m.GetTexts):
+            if name == "untold":
+                missing = TextsNotKept("the texts are not kept")
+                return [m.Failed(request.id, missing.code, missing.message)]
+            current = not name.startswith("foreign")
+            return [m.Reply(request.id, m.Texts(name, version, lineage, current, self.texts))]
+        if self.interrupted:
+            self.interrupted -= 1
+            error = VersionConflict("updated meanwhile", retry_after=0.1)
+            return [m.Failed(request.id, error.code, error.message, retry_after=error.retry_after)]
+        self.lineages[name] = lineage + 1
+        total = self.memories[name] = len(request.contexts)
+        progress = [m.UpdateProgress(request.id, done, total, done) for done in range(1, total + 1)]
+        return [*progress, self._info(request, name)]
+
     def _exported(self, request: m.ExportTenant) -> list[m.Answer]:
         """A file of ``export_bytes`` that begins with tenant, version and texts."""
         if request.tenant.startswith("hold"):
@@ -239,7 +262,9 @@ class FakeWorker:
         | m.ForkTenant
         | m.RollbackTenant
         | m.ExportTenant
-        | m.ImportTenant,
+        | m.ImportTenant
+        | m.GetTexts
+        | m.RebuildTenant,
     ) -> list[m.Answer]:
         name = request.tenant
         if isinstance(request, m.ImportTenant) and name not in self.memories:
@@ -255,6 +280,8 @@ class FakeWorker:
             return [m.Failed(request.id, missing.code, missing.message)]
         if isinstance(request, m.ForkTenant | m.RollbackTenant):
             return self._changed(request)
+        if isinstance(request, m.GetTexts | m.RebuildTenant):
+            return self._rebuild(request)
         version = self.memories[name]
         if isinstance(request, m.ExportTenant):
             return self._exported(request)

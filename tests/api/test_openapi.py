@@ -62,6 +62,7 @@ def described(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("post", "/tenants/{tenant}/rollback"),
         ("get", "/tenants/{tenant}/export"),
         ("post", "/tenants/{tenant}/import"),
+        ("post", "/tenants/{tenant}/rebuild"),
     ],
 )
 def test_any_request(described: Any, method: str, path: str) -> None:
@@ -88,6 +89,7 @@ def test_the_document_describes_the_bodies() -> None:
         "/tenants/{tenant}/rollback": {"post"},
         "/tenants/{tenant}/export": {"get"},
         "/tenants/{tenant}/import": {"post"},
+        "/tenants/{tenant}/rebuild": {"post"},
         "/": {"get"},
         "/health": {"get"},
         "/ready": {"get"},

@@ -35,3 +35,17 @@ def test_rolling_back_without_a_terminal_needs_yes(fake: Fake, run: Run, flags: 
     ran = run("tenants", "rollback", "ada", "2", *flags, stdin="y\n")
     assert (ran.code, ran.out, fake.seen) == (2, "", [])
     assert "--yes" in (json.loads(ran.err)["error"]["message"] if flags else ran.err)
+
+
+def test_rebuild(fake: Fake, run: Run) -> None:
+    done = TENANT | {"rebuilt": True, "blocks": 2, "tokens": 40}
+    progress = {"done": 1, "total": 2, "memory_version": 1}
+    fake.events("/tenants/ada/rebuild", ("progress", progress), ("done", done))
+    assert "12,345" in run("tenants", "rebuild", "ada").out
+    assert json.loads(run("tenants", "rebuild", "ada", "--force", "--json").out) == done
+    assert [body for _, _, body in fake.seen] == [{"stream": True}, {"force": True, "stream": True}]
+    error = {"error": {"message": "not kept", "type": "conflict_error", "code": "texts_not_kept"}}
+    fake.answer("/tenants/ada/rebuild", error, 409)
+    assert run("tenants", "rebuild", "ada").code == 3
+    fake.events("/tenants/ada/rebuild", ("progress", progress), ("error", error))
+    assert run("tenants", "rebuild", "ada").code == 3

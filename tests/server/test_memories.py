@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tests.server.process import ServerProcess, until
 from tests.server.test_pocket import ask
 
+POCKET = Path(__file__).parents[2] / "app" / "pocket"
 OCTETS = {"content-type": "application/octet-stream"}
 DOG = "What is my dog called?"
 
@@ -120,3 +122,32 @@ def test_a_killed_server_leaves_no_half_import_and_its_files_are_removed(tmp_pat
         assert not left.exists()
         assert server.http.get("/tenants").json()["tenants"] == ["ada"]
         assert ask(server, "ada", DOG) == "Rex"
+
+
+def test_another_model_takes_over_the_store(tmp_path: Path) -> None:
+    """Killed in the middle of a rebuild, the server finds the old memory again, and then rebuilds it whole."""
+    store, model = tmp_path / "store", tmp_path / "model"
+    shutil.copytree(POCKET, model)
+    with ServerProcess(store, model="pocket") as server:
+        server.update("ada", "My dog is called Rex.", idempotency_key="dog")
+        for number in range(40):
+            server.update("ada", f"Mira Tolvan was seen in Tarnovik {number} times.")
+        expected, told = ask(server, "ada", DOG), server.http.get("/tenants/ada/memory").json()
+        assert server.post("/tenants/ada/rebuild", force=False).json()["rebuilt"] is False
+    # the same weights under another configuration: to the store it is another model
+    (model / "config.json").write_text((model / "config.json").read_text() + "\n")
+    with ServerProcess(store, model=str(model)) as server:
+        refused = server.post("/generate", tenant="ada", prompt=DOG)
+        assert refused.json()["error"]["code"] == "model_mismatch"
+        with server.http.stream("POST", "/tenants/ada/rebuild", json={"stream": True}) as answer:
+            assert next(answer.iter_lines()) == "event: progress"
+            server.kill()
+    with ServerProcess(store, model=str(model)) as server:
+        before = server.http.get("/tenants/ada").json()
+        assert (before["memory_version"], before["lineage"]) == (41, 0)
+        rebuilt = server.post("/tenants/ada/rebuild", force=False).json()
+        assert (rebuilt["rebuilt"], rebuilt["blocks"], rebuilt["lineage"]) == (True, 41, 1)
+        # the weights are the same, and so is the memory they make
+        assert ask(server, "ada", DOG) == expected
+        assert server.http.get("/tenants/ada/memory").json() == told
+        assert server.update("ada", "My dog is called Rex.", idempotency_key="dog")["replayed"]
