@@ -120,6 +120,23 @@ def test_a_tenant_in_quarantine_is_not_forked(tmp_path: Path, suffix: str, what:
     store.close()
 
 
+def test_a_damaged_shared_blob_concerns_those_who_share_it_and_nobody_else(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    forked(store)
+    store.fork("ada", "carol", version=3, created=1.0)
+    begin(store, 1, "dora")
+    shared = files_of(store, "bob")[2]
+    shared.write_bytes(b"x" * shared.stat().st_size)
+    for tenant in ("ada", "bob"):
+        with pytest.raises(TenantQuarantined):
+            contents(store, tenant)
+    # the block that carol does not share, being older
+    assert contents(store, "carol") == [b"the pool at 2", *blocks(3, 3)]
+    assert contents(store, "dora") == blocks(1, 1, "dora")
+    assert store.erase("bob") is not None
+    store.close()
+
+
 def test_a_copy_of_a_damaged_blob_is_not_made(tmp_path: Path) -> None:
     disk = MemoryDisk(tmp_path, links=False)
     store = DiskStore(tmp_path, files=disk)
