@@ -8,12 +8,13 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test check format lint types clean
+.PHONY: help setup run test test-gpu check format lint types clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything into it (the others do it when needed)"
 	@echo "make run     start a server (MEMORYLLM_HOST, MEMORYLLM_PORT, ... are honoured)"
 	@echo "make test    run the tests (ARGS='-k chat' goes to pytest)"
+	@echo "make test-gpu   what needs a GPU: kernels, parity, precision, and memory errors (PYTHON's own packages)"
 	@echo "make check   formatting, lint, strict types, tests"
 	@echo "make format  format the code"
 	@echo "make clean   remove $(VENV) and caches"
@@ -44,6 +45,13 @@ run: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# The GPU machine's own torch and Triton are what is tested, so nothing is installed here.
+test-gpu:
+	$(PYTHON) -m pytest -q tests/gpu
+	@if command -v compute-sanitizer >/dev/null; then \
+		compute-sanitizer --error-exitcode 9 $(PYTHON) -m pytest -q --timeout 900 tests/gpu/test_kernels.py -k small; \
+	else echo "compute-sanitizer is not installed: memory errors were not looked for"; fi
 
 format: setup
 	$(BIN)/python -m ruff format .

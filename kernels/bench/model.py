@@ -1,0 +1,223 @@
+"""Whole steps of the worker with random weights: decoding, first token, update, swap-in, and how many tenants fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from app.memory.arena import Arena, Memory, View
+from app.model.backbone import Backbone
+from app.model.config import ModelConfig
+from app.model.operations import MakeOperations
+from app.model.weights import Layer, Linear, Weights
+from app.worker.graphs import Capture
+from app.worker.rows import Rows
+from app.worker.runner import ReadChunk, Runner, UpdateChunk
+from app.worker.sequence import Sequence, begin
+from kernels.bench.report import Row
+from kernels.bench.timing import Work, interleaved, seconds
+
+_CONTEXT = 64
+_PROMPT = 32
+ROOM = 128
+
+
+def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Weights of a trained model's sizes, drawn on the device; the checkpoint's own pool is not wanted here."""
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, dtype=dtype, device=device).mul_(columns**-0.5)
+
+    def ones() -> Tensor:
+        return torch.ones(config.hidden_size, dtype=dtype, device=device)
+
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    layers = tuple(
+        Layer(
+            ones(),
+            Linear(matrix(heads, config.hidden_size)),
+            Linear(matrix(config.hidden_size, config.num_heads * config.head_dim)),
+            ones(),
+            Linear(matrix(2 * config.intermediate_size, config.hidden_size)),
+            Linear(matrix(config.hidden_size, config.intermediate_size)),
+        )
+        for _ in range(config.num_layers)
+    )
+    return Weights(
+        embedding=matrix(config.vocab_size, config.hidden_size),
+        layers=layers,
+        norm=ones(),
+        head=matrix(config.vocab_size, config.hidden_size),
+        bos=matrix(config.num_layers, config.hidden_size),
+        new_memory_position=matrix(1, config.hidden_size)[0],
+        memory=torch.empty(config.num_layers, 0, config.hidden_size, dtype=dtype),
+        initialized=True,
+    )
+
+
+def weight_bytes(weights: Weights) -> int:
+    """Bytes that a step reads of the weights: all but the embedding."""
+    parts = [weights.head] + [
+        linear.weight for y in weights.layers for linear in (y.qkv, y.output, y.gate_up, y.down)
+    ]
+    return sum(part.nbytes for part in parts)
+
+
+@dataclass
+class Bench:
+    """A runner with ``tenants`` resident and readable."""
+
+    backbone: Backbone
+    arena: Arena
+    runner: Runner
+    rows: Rows
+    memories: list[Memory]
+    decoders: list[Sequence] = field(default_factory=list)
+
+    @classmethod
+    def make(
+        cls,
+        config: ModelConfig,
+        weights: Weights,
+        tenants: int,
+        operations: MakeOperations,
+        capture: Capture | None,
+    ) -> Bench:
+        backbone = Backbone(config, weights, ROOM, operations)
+        arena = Arena(backbone, tenants + 1, tenants + 1)
+        cache_rows = (tenants + 1) * ROOM + 1
+        runner = Runner(backbone, arena, cache_rows, max(tenants, 1), capture)
+        generator = torch.Generator().manual_seed(0)
+        born = torch.zeros(1, config.pool_size, dtype=torch.int32)
+        memories = []
+        for tenant in range(tenants):
+            slot = arena.take_slot()
+            assert slot is not None
+            for part in arena.pools.parts(slot):
+                part.normal_()
+            rank = torch.randperm(config.pool_slots, generator=generator, dtype=torch.int32)
+            rank = torch.where(rank >= config.pool_size, -1, rank).expand(config.num_layers, -1).contiguous()
+            tail = torch.randn(config.num_layers, config.num_tokens, config.hidden_size, generator=generator)
+            memory = Memory(
+                f"t{tenant}", 0, slot, 1, tail.to(backbone.device, backbone.dtype), born, View(1, rank)
+            )
+            hot = arena.take_hot()
+            assert hot is not None
+            arena.build_hot(slot, rank, hot)
+            arena.settle_hot(memory, memory.view, hot)
+            memories.append(memory)
+        return cls(backbone, arena, runner, Rows(cache_rows), memories)
+
+    def sequence(self, memory: Memory, tokens: int) -> Sequence:
+        pages, rows = self.rows.take(ROOM)
+        view = self.arena.read(memory)
+        config = self.backbone.config
+        return begin(
+            memory.tenant, memory, view, list(range(1, tokens + 1)), pages, rows,
+            has_bos=config.add_bos_embedding, prompt_position=config.prompt_position,
+        )  # fmt: skip
+
+    def end(self, sequence: Sequence) -> None:
+        self.rows.give(sequence.pages)
+        self.arena.release(sequence.memory, sequence.view)
+
+    # ------------------------------------------------------------ the work that is timed
+
+    def decoding(self, tenants: int) -> Work:
+        """One step of ``tenants`` sequences with a context of 64 tokens, until the tokens are on the host."""
+        for memory in self.memories[len(self.decoders) : tenants]:
+            self.decoders.append(self.sequence(memory, _CONTEXT + 1))
+        sequences = self.decoders[:tenants]
+
+        def step() -> None:
+            for sequence in sequences:
+                sequence.computed = _CONTEXT
+            _, logits = self.runner.step(sequences, [], [])
+            logits.argmax(dim=-1).tolist()
+
+        return step
+
+    def first_token(self) -> Work:
+        """A prompt of 32 tokens of a resident tenant, until its first token is on the host."""
+
+        def step() -> None:
+            sequence = self.sequence(self.memories[0], _PROMPT)
+            _, logits = self.runner.step([], [ReadChunk(sequence, 0, _PROMPT)], [])
+            logits.argmax(dim=-1).tolist()
+            self.end(sequence)
+
+        return step
+
+    def update(self, tokens: int) -> Work:
+        """A self-update of ``tokens``, its block projected into the spare slots."""
+        memory = self.memories[-1]
+        context = list(range(1, tokens + 1))
+
+        def step() -> None:
+            update = self.backbone.begin_update(memory.tail, tokens)
+            self.runner.step([], [], [UpdateChunk(update, 0, context)])
+            forgotten = torch.arange(self.backbone.config.num_tokens)[None]
+            self.arena.publish(memory, update.block, forgotten)
+
+        return step
+
+    def swap_in(self, tokens: int) -> tuple[Work, Work, int]:
+        """Bringing a pool from pinned memory, a plain copy of as many bytes, and the bytes."""
+        slot = self.arena.take_slot()
+        assert slot is not None
+        parts = self.arena.pools.parts(slot)
+        pinned = self.backbone.device.type == "cuda"
+        kept = [torch.empty(p.shape, dtype=p.dtype, pin_memory=pinned).copy_(p) for p in parts]
+        size = sum(part.nbytes for part in parts)
+        source = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        target = torch.empty(size, dtype=torch.uint8, device=self.backbone.device)
+
+        def bring() -> None:
+            for part, tensor in zip(parts, kept, strict=True):
+                part.copy_(tensor, non_blocking=True)
+
+        return bring, lambda: target.copy_(source, non_blocking=True), size
+
+
+def rows(
+    bench: Bench,
+    weights: Weights,
+    counts: tuple[int, ...],
+    update_tokens: int,
+    copy: tuple[Work, int],
+    matmul: tuple[Work, float],
+    rounds: int,
+) -> Iterator[Row]:
+    """The model's rows. ``copy`` moves so many bytes, ``matmul`` does so many floating-point operations."""
+    device, config = bench.backbone.device, bench.backbone.config
+    work: dict[str, Work] = {"copy": copy[0], "matmul": matmul[0]}
+    steps = {tenants: bench.decoding(tenants) for tenants in counts if tenants <= len(bench.memories)}
+    work |= {f"decode {tenants}": step for tenants, step in steps.items()}
+    work["first token"] = bench.first_token()
+    work["update"] = bench.update(update_tokens)
+    times = interleaved(work, device, rounds, seconds)
+    bandwidth, rate = copy[1] / times["copy"], matmul[1] / times["matmul"]
+    yield Row("ceiling: copy", "", bandwidth / 1e12, "TB/s")
+    yield Row("ceiling: matmul", "", rate / 1e12, "TFLOP/s")
+    pool = bench.arena.form.pool_bytes(config, bench.backbone.dtype) * config.pool_size / config.pool_slots
+    read = weight_bytes(weights)
+    for tenants in counts:
+        if tenants not in steps:
+            yield Row("decode step: does not fit", f"{tenants} tenants", len(bench.memories), "tenants")
+            continue
+        floor = (read + tenants * pool) / bandwidth
+        took = times[f"decode {tenants}"]
+        note = f"{took * 1e3:.2f} ms, floor {floor * 1e3:.2f} ms"
+        yield Row("decode step: of its floor", f"{tenants} tenants", floor / took, "", 0.65, 0.85, note=note)
+    yield Row("first token", "32-token prompt", times["first token"] * 1e3, "ms", 9, 6, less=True)
+    yield Row(
+        "update, its write apart", f"{update_tokens} tokens", times["update"] * 1e3, "ms", 18, 13, less=True
+    )
+    bring, plain, size = bench.swap_in(update_tokens)
+    swaps = interleaved({"swap": bring, "plain": plain}, device, rounds, seconds)
+    share = swaps["plain"] / swaps["swap"]
+    note = f"{size / swaps['swap'] / 1e9:.1f} GB/s"
+    yield Row("swap-in: of the pinned copy", "1 tenant", share, "", 0.85, 0.95, note=note)
