@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     )
 
     resident_bytes: Bytes = Field(
-        0, description="device memory for pools (0: a quarter of the machine's or of the GPU's free memory)"
+        0, description="device memory for pools (0: on a GPU what is left, else a quarter of the free memory)"
     )
     warm_bytes: Bytes = Field(512 * 2**20, description="host memory for pools that were evicted")
     keep_text: bool = Field(True, description="keep the texts of updates in the store")

@@ -10,6 +10,7 @@ import torch
 
 from app.errors import ServiceError
 from app.memory.arena import Arena
+from app.memory.lanes import lanes_of
 from app.memory.residency import Residency
 from app.messages import (
     Answer,
@@ -93,7 +94,8 @@ class Harness:
         self.store: Store = store or MemoryStore()
         self.inline = Inline()
         arena = Arena(backbone, slots, slots + 2 if hot is None else hot)
-        residency = Residency(backbone, arena, self.store, fingerprint, warm_bytes, self.inline.submit)
+        lanes = lanes_of(backbone.device, backbone.dtype)
+        residency = Residency(backbone, arena, self.store, fingerprint, warm_bytes, self.inline.submit, lanes)
         self.engine = Engine(
             backbone,
             arena,

@@ -15,7 +15,12 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 # the worker writes "name:value" where a number is kept per value of one label
 _LABELS = {
     "memories": "tier",
+    "memory_bytes": "tier",
+    "memory_evictions_total": "tier",
+    "memory_hits_total": "tier",
+    "memory_load_seconds": "tier",
     "memory_loads_total": "tier",
+    "memory_moved_bytes_total": "direction",
     "requests_finished_total": "reason",
     "requests_failed_total": "code",
 }
@@ -85,16 +90,18 @@ class Metrics:
     def worker_stats(self, stats: Stats) -> None:
         self._worker.gauges = stats.gauges
         self._worker.counters = stats.counters
-        for name, values in stats.observations.items():
-            histogram = self._histogram(name)
+        for key, values in stats.observations.items():
+            name, _, label = key.partition(":")
+            histogram = self._histogram(name, [_LABELS.get(name, "kind")] if label else [])
             if histogram is not None:
+                child = histogram.labels(label) if label else histogram
                 for value in values:
-                    histogram.observe(value)
+                    child.observe(value)
 
-    def _histogram(self, name: str) -> Histogram | None:
+    def _histogram(self, name: str, labels: list[str]) -> Histogram | None:
         if name not in self._observed and len(self._observed) < _MOST_HISTOGRAMS:
             self._observed[name] = Histogram(
-                f"memoryllm_{name}", _words(name), buckets=SECONDS, registry=self.registry
+                f"memoryllm_{name}", _words(name), labels, buckets=SECONDS, registry=self.registry
             )
         return self._observed.get(name)
 

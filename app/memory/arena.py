@@ -7,6 +7,7 @@ makes spare are written again only when the last reader of the version before ha
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -38,7 +39,8 @@ class Memory:
 
     ``tail`` [L, K, d] is the newest block's hidden states, None while the memory is not initialised.
     ``born`` int32 [L or 1, N] is the version that wrote each rank. ``pins`` counts who needs it to stay.
-    ``lineage`` counts the store's rollbacks and rebuilds: with the version it names one content.
+    ``lineage`` counts the store's rollbacks and rebuilds: with the version it names one content. ``owed``: it was
+    brought for a request that has not begun.
     """
 
     tenant: str
@@ -52,6 +54,7 @@ class Memory:
     pins: int = 0
     used: int = 0
     lineage: int = 0
+    owed: bool = False
 
     @property
     def initialized(self) -> bool:
@@ -71,15 +74,22 @@ class Arena:
         )
         self.slots = slots
         self._free_slots = list(range(slots))
+        self._hot = hot
         self._free_hot = list(range(hot))
-        self._idle: dict[int, View] = {}
+        self._idle: dict[int, tuple[Memory, View]] = {}
         self._clock = 0
 
     @staticmethod
+    def bytes_per_copy(backbone: Backbone) -> int:
+        """Device bytes of one version of a pool that can be read."""
+        return backbone.operations.form.copy_bytes(backbone.config, backbone.dtype)
+
+    @staticmethod
     def bytes_per_pool(backbone: Backbone) -> int:
-        """Device bytes of one resident tenant: its pool, and one version of it that can be read."""
+        """Device bytes of one resident tenant, its copies apart: the pool and the tail."""
         form, c = backbone.operations.form, backbone.config
-        return form.pool_bytes(c, backbone.dtype) + form.copy_bytes(c, backbone.dtype)
+        tail = c.num_layers * c.num_tokens * c.hidden_size * backbone.dtype.itemsize
+        return form.pool_bytes(c, backbone.dtype) + tail
 
     def take_slot(self) -> int | None:
         return heapq.heappop(self._free_slots) if self._free_slots else None
@@ -91,25 +101,51 @@ class Arena:
 
     def fill(self, slot: int, key: Tensor, value: Tensor) -> Tensor:
         """Puts a pool in rank order, K and V [L, H_kv, N, d_head], into ``slot``; returns its rank vector."""
-        config = self.backbone.config
-        size = config.pool_size
+        self._open(slot)
+        self.pools.put(slot, slice(0, self.backbone.config.pool_size), key, value)
+        return self.first_rank()
+
+    def project(self, slot: int, hidden: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
+        """Puts the pool of hidden states [L, N, d] (on the host) into ``slot``; returns its rank vector."""
+        if self.form.eight_bit:
+            return self.fill(slot, *self.backbone.project(hidden, bring))
+        self._open(slot)
+        ranks = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
+        pools = self.pools
+        self.backbone.write_memory(hidden, ranks, pools.key[:, slot], pools.value[:, slot], bring)
+        return self.first_rank()
+
+    def _open(self, slot: int) -> None:
+        """Readies a slot to be filled in rank order."""
         # spare slots are read with weight zero: they must be finite
         for part in self.pools.parts(slot):
-            part[:, :, size:] = 0
-        self.pools.put(slot, slice(0, size), key, value)
+            part[:, :, self.backbone.config.pool_size :] = 0
+
+    def first_rank(self) -> Tensor:
+        """The rank vector of a slot that was filled in rank order."""
+        config = self.backbone.config
         rank = torch.full((config.num_layers, config.pool_slots), -1, dtype=torch.int32)
-        rank[:, :size] = torch.arange(size, dtype=torch.int32)
+        rank[:, : config.pool_size] = torch.arange(config.pool_size, dtype=torch.int32)
         return rank
 
     # ------------------------------------------------------------ readers
 
-    def take_hot(self) -> int | None:
-        """Room for a rotated copy: a free one, else the least recently used that nobody reads, else None."""
+    @property
+    def hot_used(self) -> int:
+        """Rotated copies that are built or being built."""
+        return self._hot - len(self._free_hot)
+
+    def take_hot(self, kept: Callable[[Memory], bool]) -> int | None:
+        """Room for a rotated copy: a free one, else the least recently used that nobody reads, else None.
+
+        Those of memories that are ``kept`` stay.
+        """
         if self._free_hot:
             return heapq.heappop(self._free_hot)
-        if not self._idle:
+        idle = [(view.used, hot, view) for hot, (memory, view) in self._idle.items() if not kept(memory)]
+        if not idle:
             return None
-        hot, view = min(self._idle.items(), key=lambda item: item[1].used)
+        _, hot, view = min(idle, key=lambda item: item[0])
         del self._idle[hot]
         view.hot = None
         return hot
@@ -124,18 +160,22 @@ class Arena:
             heapq.heappush(self._free_hot, hot)
             return
         view.hot = hot
-        self._idle[hot] = view
+        self._idle[hot] = memory, view
 
     def readable(self, memory: Memory) -> bool:
         return memory.view.hot is not None or not memory.initialized
+
+    def touch(self, memory: Memory) -> None:
+        """Notes that the memory is in use now."""
+        self._clock += 1
+        memory.view.used = memory.used = self._clock
 
     def read(self, memory: Memory) -> View:
         """The newest view, held for a reader until ``release``."""
         view = memory.view
         view.readers += 1
         memory.pins += 1
-        self._clock += 1
-        view.used = memory.used = self._clock
+        self.touch(memory)
         if view.hot is not None:
             self._idle.pop(view.hot, None)
         return view
@@ -149,7 +189,7 @@ class Arena:
             memory.older.remove(view)
             self._cool(view)
         elif view.hot is not None:
-            self._idle[view.hot] = view
+            self._idle[view.hot] = memory, view
 
     def _cool(self, view: View) -> None:
         if view.hot is not None:

@@ -1,62 +1,41 @@
-"""Which tenants are resident, warm or cold, and the way from one to the other.
+"""Which tenants are resident, warm or cold, and who makes room for whom.
 
-Memory is written through to the store, so that leaving the device saves nothing. Loading happens in a
-background thread while other tenants' steps run; all decisions are made in the worker's loop, which alone
-calls the public methods.
+Memory is written through to the store, so that leaving the device saves nothing. Loading happens in background
+threads while other tenants' steps run; all decisions are made in the worker's loop, which alone calls the
+public methods.
+
+A memory that was brought for a request stays until that request has begun, so that two tenants cannot take a
+slot from each other in turns and both get nowhere. What comes after that is the scheduler's: its preference for
+residents is bounded, and with it the stay of a tenant that always has more to do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from app.errors import (
-    FingerprintMismatch,
-    InvalidMemoryFile,
-    ServiceError,
-    TenantExists,
-    TenantNotFound,
-    VersionConflict,
-)
-from app.memory.arena import Arena, Memory, View
-from app.memory.codec import Pool, decode_block, decode_snapshot, encode_snapshot, replay
+from app.errors import ServiceError
+from app.memory.arena import Arena, Memory
+from app.memory.lanes import Lanes
+from app.memory.loader import Leaving, Loaded, Loader
+from app.memory.source import Source
+from app.memory.traffic import Traffic
+from app.memory.warm import Warm, WarmTier
 from app.model.backbone import Backbone
-from app.model.forgetting import MAX_SEED
-from app.store.base import Manifest, Store
+from app.store.base import Store
 
 Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None], None]], None]
 """Runs the first function in a background thread, then hands result and error to the second in the loop."""
 
-
-def default_seed(tenant: str) -> int:
-    """The seed of a tenant that was given none: drawn from its name, so that it is the same anywhere."""
-    return int.from_bytes(hashlib.blake2b(tenant.encode(), digest_size=8).digest()) % MAX_SEED
+MOST_LOADS = 3
+"""Loads under way at once: enough to keep disk and link busy, one thread fewer than there are, for commits."""
 
 
-@dataclass(frozen=True)
-class Warm:
-    """An evicted pool in host memory: ``parts`` are its tensors (see ``Pools.parts``), by slot; and its rank vector."""
+class Residency(Source):
+    """Loads, evicts and looks up tenants' memories.
 
-    version: int
-    lineage: int
-    parts: tuple[Tensor, ...]
-    rank: Tensor
-    tail: Tensor | None
-    born: Tensor
-
-    @property
-    def bytes(self) -> int:
-        return sum(part.nbytes for part in self.parts) + (0 if self.tail is None else self.tail.nbytes)
-
-
-class Residency:
-    """Loads, evicts and looks up tenants' memories."""
+    ``waiting`` tells whether a tenant has requests that wait; ``sent`` counts what went to background threads.
+    """
 
     def __init__(
         self,
@@ -66,23 +45,22 @@ class Residency:
         fingerprint: str,
         warm_bytes: int,
         submit: Submit,
+        lanes: Lanes,
     ) -> None:
-        self.backbone, self.arena, self.store = backbone, arena, store
-        self.fingerprint = fingerprint
-        self._submit = submit
+        super().__init__(backbone, store, fingerprint)
+        self.backbone, self.arena = backbone, arena
+        self.waiting: Callable[[str], bool] = lambda _: False
+        self.failures: dict[str, ServiceError] = {}
+        self.traffic = Traffic()
+        self.sent = 0
+        self._submit, self._lanes = submit, lanes
+        self._loader = Loader(arena, self, lanes)
+        self.warm = WarmTier(warm_bytes, self._loader.bytes_per_copy, self._loader.buffers)
         self._resident: dict[str, Memory] = {}
         self._loading: set[str] = set()
         self._heating: set[str] = set()
+        self._leaving: dict[str, Leaving] = {}
         self._stale: set[str] = set()
-        self._warm: OrderedDict[str, Warm] = OrderedDict()
-        self._warm_bytes = self._warm_room = warm_bytes
-        self.failures: dict[str, ServiceError] = {}
-        self.loads = {"cold": 0, "warm": 0}
-        self.evictions = 0
-        config, weights = backbone.config, backbone.weights
-        rows = config.num_layers if config.drop_memory_per_layer else 1
-        self._base = Pool(weights.memory, torch.zeros(rows, config.pool_size, dtype=torch.int32))
-        self._base_projected = backbone.project(weights.memory) if weights.initialized else None
 
     # ------------------------------------------------------------ looking
 
@@ -90,9 +68,11 @@ class Residency:
         return self._resident.get(tenant)
 
     def tier(self, tenant: str) -> str:
+        """Where the memory lies; one that is on its way out is warm if it is being kept, one on its way in not yet
+        resident."""
         if tenant in self._resident:
             return "resident"
-        return "warm" if tenant in self._warm else "cold"
+        return "warm" if tenant in self.warm or tenant in self._leaving else "cold"
 
     def resident(self, tenant: str) -> bool:
         """Whether an update can begin in the next step."""
@@ -104,19 +84,34 @@ class Residency:
 
     def moving(self, tenant: str) -> bool:
         """Whether a background thread is at work on the tenant's memory."""
-        return tenant in self._loading or tenant in self._heating
+        return tenant in self._loading or tenant in self._heating or tenant in self._leaving
 
     @property
     def counts(self) -> dict[str, int]:
-        return {"resident": len(self._resident), "warm": len(self._warm), "loading": len(self._loading)}
+        return {"resident": len(self._resident), "warm": len(self.warm), "loading": len(self._loading)}
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes in use by tier; ``hot`` are the rotated copies."""
+        each, copy = Arena.bytes_per_pool(self.backbone), Arena.bytes_per_copy(self.backbone)
+        return {
+            "resident": len(self._resident) * each,
+            "hot": self.arena.hot_used * copy,
+            "warm": self.warm.bytes,
+        }
+
+    @property
+    def busy(self) -> bool:
+        """Whether no further load may begin now."""
+        return len(self._loading) >= MOST_LOADS
 
     # ------------------------------------------------------------ coming
 
-    def prepare(self, tenant: str, *, read: bool) -> bool:
+    def prepare(self, tenant: str, *, read: bool, ahead: bool = False) -> bool:
         """Begins what ``tenant`` still needs: loading, and for a ``read`` a rotated copy.
 
         False if there is no room now because others hold all of it; the caller tries again at a later step.
-        A failure lands in ``failures``.
+        ``ahead`` of the plan, nobody whose requests wait makes room. A failure lands in ``failures``.
         """
         if self.moving(tenant):
             return True
@@ -127,18 +122,36 @@ class Residency:
             self.forget(tenant)
             memory = None
         if memory is None:
-            return self._load(tenant)
+            return self._load(tenant, ahead)
         if read and not self.arena.readable(memory):
             return self._heat(memory)
         return True
 
+    def owed(self, tenant: str) -> bool:
+        """Whether the memory is here for a request that has not begun."""
+        memory = self._resident.get(tenant)
+        return memory is not None and memory.owed
+
+    def begun(self, memory: Memory) -> None:
+        """A request that the memory was brought for begins."""
+        memory.owed = False
+        self.arena.touch(memory)
+
+    def _kept(self, memory: Memory) -> bool:
+        return memory.owed and self.waiting(memory.tenant)
+
     def _heat(self, memory: Memory) -> bool:
-        hot = self.arena.take_hot()
+        hot = self.arena.take_hot(self._kept)
         if hot is None:
             return False
-        view = memory.view
+        view, after = memory.view, self._lanes.mark()
         self._heating.add(memory.tenant)
         memory.pins += 1
+        memory.owed = True
+
+        def work() -> None:
+            with self._lanes.apart(after):
+                self.arena.build_hot(memory.slot, view.rank, hot)
 
         def done(_: object, error: ServiceError | None) -> None:
             self._heating.discard(memory.tenant)
@@ -147,170 +160,91 @@ class Residency:
             if error is not None:
                 self.failures[memory.tenant] = error
 
-        self._submit(lambda: self.arena.build_hot(memory.slot, view.rank, hot), done)
+        self.sent += 1
+        self._submit(work, done)
         return True
 
-    def _load(self, tenant: str) -> bool:
-        slot = self.arena.take_slot()
-        leaving: Memory | None = None
+    def _load(self, tenant: str, ahead: bool) -> bool:
+        if self.busy:
+            return False
+        slot, leaving = self.arena.take_slot(), None
         if slot is None:
-            idle = [m for m in self._resident.values() if m.pins == 0]
-            if not idle:
+            victim = self._victim()
+            if victim is None or (ahead and self.waiting(victim.tenant)):
                 return False
-            leaving = min(idle, key=lambda m: m.used)
-            del self._resident[leaving.tenant]
-            self.arena.evict(leaving)
-            self.evictions += 1
+            leaving = self._leave(victim)
             slot = self.arena.take_slot()
             assert slot is not None
-        warm = self._warm.pop(tenant, None)
-        if warm is not None:
-            self._warm_room += warm.bytes
+        warm, place, after, sent = self.warm.hold(tenant), slot, self._lanes.mark(), time.monotonic()
         self._loading.add(tenant)
-        place = slot
-
-        def work() -> object:
-            kept = self._keep_warm(leaving, place) if leaving is not None else None
-            return kept, self._fetch(tenant, place, warm)
+        # what was distrusted is read anew now
+        self._stale.discard(tenant)
 
         def done(result: object, error: ServiceError | None) -> None:
             self._loading.discard(tenant)
+            self.warm.let_go(tenant)
+            if leaving is not None:
+                self._left(leaving, kept=error is None)
             if error is not None:
                 self.arena.give_slot(place)
                 self.failures[tenant] = error
                 return
-            assert isinstance(result, tuple)
-            kept, memory = result
-            if leaving is not None and kept is not None:
-                self._add_warm(leaving.tenant, kept)
+            assert isinstance(result, Loaded)
+            memory = result.memory
+            memory.owed = True
             self._resident[tenant] = memory
-            self.loads["cold" if warm is None else "warm"] += 1
+            self.arena.touch(memory)
+            self.traffic.loaded(result.tier, time.monotonic() - sent, result.moved)
 
-        self._submit(work, done)
+        self.sent += 1
+        self._submit(lambda: self._loader.load(tenant, place, after, warm, leaving), done)
         return True
-
-    def _fetch(self, tenant: str, slot: int, warm: Warm | None) -> Memory:
-        manifest = self.store.load(tenant)
-        if manifest is None:
-            try:
-                manifest = self.create(tenant, None)
-            except TenantExists:
-                manifest = self.store.load(tenant)
-                assert manifest is not None
-        self.check(manifest)
-        if warm is not None and (warm.lineage, warm.version) == (manifest.lineage, manifest.version):
-            for part, kept in zip(self.arena.pools.parts(slot), warm.parts, strict=True):
-                part.copy_(kept)
-            view = View(warm.version, warm.rank)
-            return Memory(
-                tenant,
-                manifest.seed,
-                slot,
-                warm.version,
-                warm.tail,
-                warm.born,
-                view,
-                lineage=manifest.lineage,
-            )
-        if manifest.version == 0:
-            rank = self._fill_base(slot)
-            hidden, born = self._base.hidden, self._base.born
-        else:
-            manifest, pool = self.settled_pool(manifest)
-            rank = self.arena.fill(slot, *self.backbone.project(pool.hidden))
-            hidden, born = pool.hidden, pool.born
-        tail: Tensor | None = None
-        if manifest.version or self.backbone.weights.initialized:
-            num_tokens = self.backbone.config.num_tokens
-            tail = hidden[:, -num_tokens:].to(self.backbone.device, self.backbone.dtype, copy=True)
-        view = View(manifest.version, rank)
-        return Memory(
-            tenant, manifest.seed, slot, manifest.version, tail, born, view, lineage=manifest.lineage
-        )
-
-    def _fill_base(self, slot: int) -> Tensor:
-        if self._base_projected is None:
-            config = self.backbone.config
-            return torch.full((config.num_layers, config.pool_slots), -1, dtype=torch.int32)
-        return self.arena.fill(slot, *self._base_projected)
-
-    def check(self, manifest: Manifest) -> None:
-        """Raises FingerprintMismatch if the pool was written by another model."""
-        if manifest.fingerprint != self.fingerprint:
-            raise FingerprintMismatch(
-                "this tenant's memory was written by another model "
-                f"({manifest.fingerprint[:12]}, this one is {self.fingerprint[:12]}); "
-                "a rebuild writes it anew from its kept texts"
-            )
-
-    @property
-    def own_pool(self) -> Pool:
-        """The checkpoint's own pool, which every memory begins with: on the device, in its dtype."""
-        return self._base
-
-    def check_own_pool(self, pool: Pool) -> None:
-        """Raises InvalidMemoryFile unless ``pool`` is the checkpoint's own, as far as its dtype can tell."""
-        for own, found in zip(self._base.hidden, pool.hidden, strict=True):
-            here = own.cpu()
-            if not torch.equal(here.to(found.dtype), found) and not torch.equal(here, found.to(here.dtype)):
-                raise InvalidMemoryFile("a memory at version 0 is the model's own, and the file's is not")
-
-    def create(self, tenant: str, seed: int | None) -> Manifest:
-        """Makes the tenant durable at version 0. Runs in any thread. Raises as Store.create."""
-        return self.store.create(
-            Manifest(
-                tenant=tenant,
-                seed=default_seed(tenant) if seed is None else seed,
-                fingerprint=self.fingerprint,
-                created=time.time(),
-            )
-        )
-
-    def pool(self, manifest: Manifest) -> Pool:
-        """The whole pool at the manifest's version, read from the store. Runs in any thread."""
-        tenant = manifest.tenant
-        base = self._base
-        if manifest.snapshot is not None:
-            base = decode_snapshot(self.store.read(tenant, manifest.snapshot.blob))
-        blocks = ((b.version, decode_block(self.store.read(tenant, b.blob))) for b in manifest.blocks)
-        return replay(base, blocks)
-
-    def settled_pool(self, manifest: Manifest) -> tuple[Manifest, Pool]:
-        """As ``pool``, while compactions go on: one that took a blob away has left a newer manifest."""
-        while True:
-            try:
-                return manifest, self.pool(manifest)
-            except VersionConflict:
-                newer = self.store.load(manifest.tenant)
-                if newer is None:
-                    raise TenantNotFound("there is no such tenant") from None
-                if newer == manifest:
-                    raise
-                manifest = newer
-
-    def compact(self, manifest: Manifest) -> Manifest:
-        """Writes a snapshot of the pool at the manifest's version in place of its blocks. Any thread."""
-        snapshot = encode_snapshot(self.pool(manifest))
-        return self.store.compact(manifest.tenant, manifest.version, snapshot, lineage=manifest.lineage)
 
     # ------------------------------------------------------------ going
 
-    def _keep_warm(self, memory: Memory, slot: int) -> Warm | None:
-        parts = self.arena.pools.parts(slot)
-        if sum(part.nbytes for part in parts) > self._warm_bytes:
-            return None
-        kept = tuple(part.to("cpu", copy=True) for part in parts)
-        return Warm(memory.version, memory.lineage, kept, memory.view.rank, memory.tail, memory.born)
+    def _victim(self) -> Memory | None:
+        """Who makes room: nobody who is held or owed; best one without use, then one that no request waits for,
+        then the least recently used."""
+        idle = [m for m in self._resident.values() if m.pins == 0 and not self._kept(m)]
+        return min(
+            idle, key=lambda m: (m.tenant not in self._stale, self.waiting(m.tenant), m.used), default=None
+        )
 
-    def _add_warm(self, tenant: str, warm: Warm) -> None:
-        if tenant in self._warm or tenant in self._resident or tenant in self._loading:
-            return
-        while self._warm and self._warm_room < warm.bytes:
-            _, oldest = self._warm.popitem(last=False)
-            self._warm_room += oldest.bytes
-        if self._warm_room >= warm.bytes:
-            self._warm[tenant] = warm
-            self._warm_room -= warm.bytes
+    def _leave(self, memory: Memory) -> Leaving | None:
+        """Takes the memory out of its slot; returns what is to be copied out first, if anything."""
+        tenant = memory.tenant
+        del self._resident[tenant]
+        self.arena.evict(memory)
+        self.traffic.evictions += 1
+        if tenant in self._stale:
+            self._stale.discard(tenant)
+            return None
+        here = self.warm.get(tenant)
+        if here is not None and (here.lineage, here.version) == (memory.lineage, memory.version):
+            return None
+        self.warm.drop(tenant)
+        # version 0 is the checkpoint's own pool, which lies in host memory anyway
+        seat = self.warm.seat(self._resident.__contains__) if memory.version else None
+        if seat is None:
+            return None
+        leaving = self._leaving[tenant] = Leaving(memory, seat)
+        return leaving
+
+    def _left(self, leaving: Leaving, *, kept: bool) -> None:
+        """The copy is made; it is kept unless somebody has renewed the memory meanwhile."""
+        memory = leaving.memory
+        if self._leaving.get(memory.tenant) is leaving:
+            del self._leaving[memory.tenant]
+        else:
+            kept = False
+        self.traffic.moved["out"] += self.warm.each
+        if kept:
+            self.warm.put(
+                memory.tenant,
+                Warm(memory.lineage, memory.version, memory.view.rank, memory.born, leaving.seat),
+            )
+        else:
+            self.warm.give(leaving.seat)
 
     def distrust(self, tenant: str) -> None:
         """Has the memory read again from the store before anything new uses it: a commit's outcome is unknown."""
@@ -323,15 +257,12 @@ class Residency:
         """
         if tenant in self._resident or tenant in self._loading:
             self.distrust(tenant)
-        warm = self._warm.pop(tenant, None)
-        if warm is not None:
-            self._warm_room += warm.bytes
+        self._leaving.pop(tenant, None)
+        self.warm.drop(tenant)
 
     def forget(self, tenant: str) -> None:
         """Drops an erased or distrusted tenant from every tier. The caller has seen to it that nobody holds it."""
-        warm = self._warm.pop(tenant, None)
-        if warm is not None:
-            self._warm_room += warm.bytes
+        self.warm.drop(tenant)
         memory = self._resident.pop(tenant, None)
         if memory is not None:
             self.arena.evict(memory)

@@ -5,6 +5,8 @@ Linear layers run once over all rows; attention goes to each row's own pool and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,13 +74,23 @@ class Backbone:
             cache.key[:, 0], cache.value[:, 0] = self._read_bos
         return cache
 
-    def write_memory(self, hidden: Tensor, slots: Tensor, key: Tensor, value: Tensor) -> None:
+    def write_memory(
+        self,
+        hidden: Tensor,
+        slots: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bring: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """Projects hidden memory [L, T, d] for reading and writes it to ``slots`` int64 [L, T] (on the host)
-        of one pool: ``key`` (un-rotated) and ``value`` [L, H_kv, S, d_head]."""
+        of one pool: ``key`` (un-rotated) and ``value`` [L, H_kv, S, d_head].
+
+        ``bring`` takes a layer of hidden memory to the device, in the weights' dtype.
+        """
         first_key_row = self.config.num_heads * self.config.head_dim
         for index, layer in enumerate(self.weights.layers):
             self.operations.write(
-                hidden[index].to(self.device, self.dtype),
+                bring(hidden[index]) if bring else hidden[index].to(self.device, self.dtype),
                 layer.input_norm,
                 layer.qkv.weight[first_key_row:],
                 None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],
@@ -87,13 +99,15 @@ class Backbone:
                 value[index],
             )
 
-    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def project(
+        self, hidden: Tensor, bring: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Hidden memory [L, T, d] -> K (un-rotated), V, each [L, H_kv, T, d_head], for reading."""
         c = self.config
         layers, tokens = hidden.shape[:2]
         shape = (layers, c.num_kv_heads, tokens, c.head_dim)
         key, value = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        self.write_memory(hidden, torch.arange(tokens).expand(layers, tokens), key, value)
+        self.write_memory(hidden, torch.arange(tokens).expand(layers, tokens), key, value, bring)
         return key, value
 
     def begin_update(self, tail: Tensor | None, length: int) -> SelfUpdate:

@@ -237,7 +237,7 @@ def load_weights(
             head=head,
             bos=bos,
             new_memory_position=cast(files.take("new_memory_positional_emb", (1, 1, c.hidden_size))[0, 0]),
-            memory=cast(files.take("memory", (c.num_layers, c.pool_size, c.hidden_size))),
+            memory=files.take("memory", (c.num_layers, c.pool_size, c.hidden_size)).to(dtype),
             initialized=initialized,
         )
         for index in range(c.num_layers):

@@ -69,7 +69,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """``memory`` [L, N, d] and ``initialized`` are the checkpoint's own pool; ``head`` [vocab, d].
+    """``memory`` [L, N, d] (on the host) and ``initialized`` are the checkpoint's own pool; ``head`` [vocab, d].
 
     ``bos`` [L, d] or None; ``new_memory_position`` [d] is added to a self-update's last K rows.
     """

@@ -19,7 +19,8 @@ from app.model.config import UnsupportedModel
 from app.settings import Settings
 from app.store.base import Store
 from app.store.url import open_store
-from app.worker.build import Built, CannotStart, build
+from app.worker.budget import CannotStart
+from app.worker.build import Built, build
 from app.worker.loop import Background, Loop, exit_with_parent
 
 log = structlog.get_logger("worker")

@@ -11,6 +11,7 @@ import torch
 
 from app.memory.arena import Arena
 from app.memory.file import most_bytes
+from app.memory.lanes import lanes_of
 from app.memory.residency import Residency, Submit
 from app.messages import ModelInfo
 from app.model.backbone import Backbone
@@ -20,20 +21,14 @@ from app.model.operations import Sizes
 from app.model.torch_operations import TorchOperations
 from app.settings import Settings
 from app.store.base import Store
+from app.worker.budget import CannotStart, free_memory, share_out
 from app.worker.engine import Engine
 from app.worker.graphs import cuda_capture
 from app.worker.operations import operations_for
 from app.worker.rows import Rows
 from app.worker.scheduler import Limits
 
-_SPARE_COPIES = 8
-_MOST_SLOTS = 4096
-_MOST_ROWS = 131_072
 _SHARED_ABOVE = 512
-
-
-class CannotStart(ValueError):
-    """The settings and this machine do not fit; the message is for the operator."""
 
 
 @dataclass(frozen=True)
@@ -68,42 +63,6 @@ def pick_threads(wanted: int, config: ModelConfig) -> int:
     return 1 if config.hidden_size < _SHARED_ABOVE else len(os.sched_getaffinity(0))
 
 
-def free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-
-
-def slot_counts(backbone: Backbone, budget: int) -> tuple[int, int]:
-    """How many pools, and how many rotated copies, fit into ``budget`` bytes. Raises CannotStart if not one does.
-
-    There are a few more copies than pools, so that a new version can be read while generations still read the
-    old one.
-    """
-    each = Arena.bytes_per_pool(backbone)
-    copy = each // 3
-    few = budget // (each + copy)
-    slots, spare = (
-        (few, few) if few < _SPARE_COPIES else ((budget - _SPARE_COPIES * copy) // each, _SPARE_COPIES)
-    )
-    if slots < 1:
-        raise CannotStart(
-            f"one tenant's pool takes {each + copy:,} bytes, the resident budget is {budget:,}: "
-            "raise --resident-bytes"
-        )
-    slots = min(slots, _MOST_SLOTS)
-    return slots, slots + spare
-
-
-def cache_rows(backbone: Backbone, settings: Settings, free: int) -> int:
-    """Tokens of prompts and completions held at once: as set, else an eighth of the ``free`` bytes, bounded."""
-    if settings.context_tokens:
-        return settings.context_tokens
-    c = backbone.config
-    row = 2 * c.num_layers * c.num_kv_heads * c.head_dim * backbone.dtype.itemsize
-    return max(settings.max_sequence, min(_MOST_ROWS, free // 8 // row))
-
-
 def build(
     settings: Settings,
     store: Store,
@@ -134,10 +93,10 @@ def build(
     make = operations_for(sizes, rotating=settings.rotation == "read", eight_bit=eight_bit)
     backbone = Backbone(config, weights, settings.max_sequence, make)
     captures = settings.cuda_graphs and not isinstance(backbone.operations, TorchOperations)
-    free = free_memory(device)
-    slots, hot = slot_counts(backbone, settings.resident_bytes or free // 4)
-    arena = Arena(backbone, slots, hot)
-    residency = Residency(backbone, arena, store, fingerprint, settings.warm_bytes, submit)
+    budget = share_out(backbone, settings, free_memory(device), alone=device.type == "cuda")
+    arena = Arena(backbone, budget.slots, budget.hot)
+    lanes = lanes_of(device, dtype)
+    residency = Residency(backbone, arena, store, fingerprint, settings.warm_bytes, submit, lanes)
     engine = Engine(
         backbone,
         arena,
@@ -146,7 +105,7 @@ def build(
         Limits(
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
-            cache_rows=cache_rows(backbone, settings, free),
+            cache_rows=budget.rows,
             queue_requests=settings.queue_requests,
             queue_requests_tenant=settings.queue_requests_tenant,
             queue_tokens=settings.queue_tokens,
@@ -177,6 +136,6 @@ def build(
         dtype=str(dtype).removeprefix("torch."),
         memory_bytes=Arena.bytes_per_pool(backbone),
         memory_file_bytes=most_bytes(config),
-        resident_slots=slots,
+        resident_slots=budget.slots,
     )
     return Built(engine, info)

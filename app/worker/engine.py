@@ -53,6 +53,10 @@ from app.worker.transfers import TransferRequest, Transfers
 from app.worker.updates import UpdateRun, Updates, digest
 
 
+def _by(name: str, numbers: dict[str, int]) -> dict[str, float]:
+    return {f"{name}:{label}": float(number) for label, number in numbers.items()}
+
+
 class Engine:
     """One device's requests. Call ``handle`` for each message and ``step`` until it returns False."""
 
@@ -76,6 +80,7 @@ class Engine:
         self._submit = submit
         self._rows = Rows(limits.cache_rows + 1)
         self.scheduler = Scheduler(limits)
+        residency.waiting = self.scheduler.waiting
         self.runner = Runner(backbone, arena, limits.cache_rows + 1, limits.max_running, capture)
         self.numbers = Numbers()
         self.reads = Reads(
@@ -207,6 +212,7 @@ class Engine:
         )
         self.scheduler.submit(job)
         self.reads.add(message, job)
+        self._entered(job)
 
     def _take_update(self, message: Update) -> None:
         self.tenants.check_not_erasing(message.tenant)
@@ -229,6 +235,19 @@ class Engine:
         )
         self.scheduler.submit(job)
         self._pending_updates[job.id] = message
+        self._entered(job)
+
+    def _entered(self, job: Job) -> None:
+        """Brings the memories that are next already before the next plan is made."""
+        residency = self.residency
+        residency.traffic.hits[residency.tier(job.tenant)] += 1
+        if not residency.busy and not residency.readable(job.tenant):
+            self._bring(self.scheduler.wanted(residency), time.monotonic(), ahead=True)
+
+    def _bring(self, wanted: list[tuple[str, bool]], now: float, *, ahead: bool = False) -> None:
+        for tenant, read in wanted:
+            self._wanted_at.setdefault(tenant, now)
+            self.residency.prepare(tenant, read=read, ahead=ahead)
 
     def fail_tenant(self, tenant: str, error: ServiceError) -> int:
         """Fails the tenant's jobs; an update whose block is being written fails when that is done."""
@@ -268,13 +287,13 @@ class Engine:
         # those that start pin their memories first, before others' loading looks for one to evict
         for job in plan.start:
             self._start(job, now)
-        for tenant, read in plan.wanted:
-            self._wanted_at.setdefault(tenant, now)
-            self.residency.prepare(tenant, read=read)
+        sent = self.residency.sent
+        self._bring(plan.wanted, now)
         if not plan.idle:
             self._run(plan)
-        # what has just started, an update's first context above all, has its tokens in the next plan
-        return bool(plan.start) or not plan.idle
+        # what has just started, an update's first context above all, has its tokens in the next plan; and what
+        # waited for another's slot may go on beside its loading
+        return bool(plan.start) or not plan.idle or self.residency.sent > sent
 
     def _fail_unloadable(self) -> None:
         while self.residency.failures:
@@ -289,6 +308,7 @@ class Engine:
             return
         memory = self.residency.get(job.tenant)
         assert memory is not None
+        self.residency.begun(memory)
         wanted = self._wanted_at.pop(job.tenant, now)
         if job.kind is Kind.UPDATE:
             self._start_update(job, memory, now, now - wanted)
@@ -377,23 +397,26 @@ class Engine:
     def stats(self) -> Stats:
         """The heartbeat's numbers; observations are handed over once."""
         counts, residency = self.scheduler.counts, self.residency
-        loads = {f"memory_loads_total:{tier}": float(n) for tier, n in residency.loads.items()}
+        observations = self.numbers.take_observations()
+        for tier, seconds in residency.traffic.take_seconds().items():
+            observations[f"memory_load_seconds:{tier}"] = seconds
         return Stats(
             time=time.time(),
             gauges={
                 "num_requests_running": counts["running"],
                 "num_requests_waiting": counts["waiting"],
-                **{f"memories:{tier}": float(count) for tier, count in residency.counts.items()},
+                **_by("memories", residency.counts),
+                **_by("memory_bytes", residency.bytes),
             },
             counters={
                 **{name: float(count) for name, count in self.numbers.counters.items()},
-                **loads,
-                "memory_evictions_total": float(residency.evictions),
+                **residency.traffic.counters,
+                "memory_evictions_total:warm": float(residency.warm.evictions),
                 "store_commits_total": float(self.updates.commits),
                 "store_committed_bytes_total": float(self.updates.committed_bytes),
                 "store_compactions_total": float(self.updates.compactions),
             },
-            observations=self.numbers.take_observations(),
+            observations=observations,
         )
 
     def erase(self, message: EraseTenant) -> None:

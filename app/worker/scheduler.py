@@ -51,6 +51,14 @@ class Memories(Protocol):
 
     def resident(self, tenant: str) -> bool: ...
 
+    def moving(self, tenant: str) -> bool:
+        """Whether it is being brought."""
+        ...
+
+    def owed(self, tenant: str) -> bool:
+        """Whether it was brought for a request that has not begun."""
+        ...
+
 
 class Scheduler:
     """Holds every job that waits or runs."""
@@ -123,6 +131,10 @@ class Scheduler:
     def _active(self) -> Iterable[str]:
         return self._queues.keys() | self._running.keys()
 
+    def waiting(self, tenant: str) -> bool:
+        """Whether any of the tenant's jobs waits."""
+        return tenant in self._queues
+
     @property
     def empty(self) -> bool:
         return not self._jobs
@@ -166,10 +178,24 @@ class Scheduler:
     def _charge(self, job: Job, tokens: int, price: float) -> None:
         self._served[job.tenant] += tokens * price
 
+    def wanted(self, memories: Memories) -> list[tuple[str, bool]]:
+        """The memories that the next plan would have brought, as ``Plan.wanted``."""
+        heads: list[tuple[float, float, str]] = []
+        for tenant in self._queues:
+            self._push(heads, tenant, memories)
+        wanted: list[tuple[str, bool]] = []
+        while heads and len(wanted) < PREFETCH:
+            _, _, tenant = heapq.heappop(heads)
+            job = self._head(tenant)
+            assert job is not None
+            if not _ready(job, memories):
+                wanted.append((tenant, job.reads))
+        return wanted
+
     def _admit(self, plan: Plan, memories: Memories) -> None:
         """Starts waiting jobs, least served tenant first, and names the memories that must be brought."""
         running = sum(len(jobs) for jobs in self._running.values())
-        blocked = float("inf")
+        blocked = stuck = float("inf")
         full = False
         heads: list[tuple[float, float, str]] = []
         for tenant in self._queues:
@@ -183,11 +209,16 @@ class Scheduler:
                     plan.wanted.append((tenant, job.reads))
                 # room for a tenant that waits is made by starting nothing for those served much more
                 blocked = min(blocked, self._served[tenant] + self.prices.resident)
+                if not memories.moving(tenant):
+                    stuck = min(stuck, blocked)
                 continue
             full = full or running >= self.limits.max_running
             # nobody may overtake for cache rows, or a long prompt would wait for ever
             full = full or self._rows_used + job.room > self.limits.cache_rows
-            if full or (running and self._served[tenant] > blocked):
+            # when nothing runs, only for one whose memory finds no slot: of those who hold one, who was served
+            # less than its due since it came goes on, the others' slots are free to be taken
+            bound = blocked if running else stuck
+            if full or (self._served[tenant] > bound and (running or not memories.owed(tenant))):
                 continue
             self._start(plan, job)
             running += 1

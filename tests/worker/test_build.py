@@ -6,35 +6,66 @@ import pytest
 import torch
 
 from app.memory.arena import Arena
+from app.model.backbone import Backbone
 from app.settings import Settings
-from app.worker.build import CannotStart, cache_rows, pick_device, pick_dtype, pick_threads, slot_counts
+from app.worker.budget import CannotStart, beside_others, by_running, cache_rows, share_out
+from app.worker.build import pick_device, pick_dtype, pick_threads
 from tests.harness import load_backbone
 
 
 @pytest.fixture(scope="module")
-def each() -> int:
-    return Arena.bytes_per_pool(load_backbone("plain")[0])
+def plain() -> Backbone:
+    return load_backbone("plain")[0]
 
 
-@pytest.mark.parametrize("pools", [1.4, 2, 5.5, 11, 40, 1000])
-def test_pools_and_copies_fit_into_the_budget(each: int, pools: float) -> None:
-    backbone = load_backbone("plain")[0]
-    budget = int(each * pools)
-    slots, hot = slot_counts(backbone, budget)
+def used(backbone: Backbone, slots: int, hot: int) -> int:
+    return slots * Arena.bytes_per_pool(backbone) + hot * Arena.bytes_per_copy(backbone)
+
+
+@pytest.mark.parametrize("pools", [1.7, 2, 5.5, 11, 40, 1000])
+def test_pools_and_copies_fit_into_the_budget(plain: Backbone, pools: float) -> None:
+    budget = int(pools * used(plain, 1, 1))
+    slots, hot = beside_others(plain, budget)
     assert hot > slots >= 1
-    assert 2 * slots * each // 3 + hot * each // 3 <= budget
+    assert used(plain, slots, hot) <= budget
     assert slots >= 0.7 * pools - 1
 
 
-def test_the_arena_takes_what_was_counted(each: int) -> None:
-    backbone = load_backbone("plain")[0]
-    pools = Arena(backbone, 3, 3).pools
-    assert pools.key.nbytes + pools.value.nbytes + pools.hot_key.nbytes == 3 * each
+@pytest.mark.parametrize("pools", [1, 2, 5.5, 11, 40, 1000])
+def test_a_gpu_has_copies_for_what_runs(plain: Backbone, pools: float) -> None:
+    budget = int(pools * used(plain, 1, 1))
+    slots, hot = by_running(plain, budget, 16)
+    assert min(slots, hot) >= 1
+    assert hot <= 24
+    assert used(plain, slots, hot) <= budget
+    assert slots >= 1.1 * pools - 2
 
 
-def test_a_budget_below_one_pool_is_refused(each: int) -> None:
-    with pytest.raises(CannotStart, match="raise --resident-bytes"):
-        slot_counts(load_backbone("plain")[0], each)
+def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
+    settings = Settings(max_sequence=100, context_tokens=1000)
+    free = 3 * 2**30
+    budget = share_out(plain, settings.model_copy(update={"max_running": 8}), free, alone=True)
+    taken = used(plain, budget.slots, budget.hot)
+    assert budget.slots == 4096 or free - 2**30 - taken < 2 * Arena.bytes_per_pool(plain) + 1000 * 768
+    assert taken <= free - 2**30
+    half = share_out(plain, settings, free, alone=False)
+    assert used(plain, half.slots, half.hot) <= free // 4
+
+
+def test_the_arena_takes_what_was_counted(plain: Backbone) -> None:
+    pools = Arena(plain, 3, 2).pools
+    tail = 4 * plain.config.num_layers * plain.config.num_tokens * plain.config.hidden_size
+    assert pools.hot_key is not None
+    assert pools.bias is not None
+    taken = pools.key.nbytes + pools.value.nbytes + pools.hot_key.nbytes + pools.bias.nbytes
+    assert taken == used(plain, 3, 2) - 3 * tail
+
+
+def test_a_budget_below_one_pool_is_refused(plain: Backbone) -> None:
+    for count in (lambda budget: beside_others(plain, budget), lambda budget: by_running(plain, budget, 8)):
+        for budget in (-5, 0, Arena.bytes_per_pool(plain)):
+            with pytest.raises(CannotStart, match="raise --resident-bytes"):
+                count(budget)
 
 
 def test_cache_rows_are_bounded_by_memory_and_hold_one_sequence_at_least() -> None:

@@ -164,7 +164,7 @@ def test_more_tenants_than_slots_are_evicted_and_read_back(backbone: Backbone) -
         for name in names:
             assert narrow.tokens(ids[name]) == wide.generate(name, PROMPT)
         assert narrow.engine.residency.counts["resident"] == 2
-        assert bool(narrow.engine.residency.loads["warm"]) == bool(warm)
+        assert bool(narrow.engine.residency.traffic.loads["warm"]) == bool(warm)
 
 
 def test_a_restart_brings_back_every_version_bit_for_bit(backbone: Backbone) -> None:

@@ -19,12 +19,20 @@ numbers = itertools.count()
 @dataclass
 class FakeMemories:
     here: set[str] = field(default_factory=set)
+    coming: set[str] = field(default_factory=set)
+    unused: set[str] = field(default_factory=set)
 
     def readable(self, tenant: str) -> bool:
         return tenant in self.here
 
     def resident(self, tenant: str) -> bool:
         return tenant in self.here
+
+    def moving(self, tenant: str) -> bool:
+        return tenant in self.coming
+
+    def owed(self, tenant: str) -> bool:
+        return tenant in self.unused
 
 
 def generate(tenant: str, prompt: int = 10, room: int = 32, **rest: object) -> Job:

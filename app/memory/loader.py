@@ -1,0 +1,140 @@
+"""Puts a tenant's pool into a slot of the arena, from its warm copy or from the store. In background threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.errors import TenantExists
+from app.memory.arena import Arena, Memory, View
+from app.memory.lanes import Lanes, Mark
+from app.memory.source import Source
+from app.memory.warm import Buffers, Seat, Warm
+from app.store.base import Manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Leaving:
+    """A pool that is copied to the host while another takes its slot."""
+
+    memory: Memory
+    seat: Seat
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """``tier`` is where the memory came from, ``moved`` the bytes that went to the device for it."""
+
+    memory: Memory
+    tier: str
+    moved: int
+
+
+class Loader:
+    """Fills slots that the caller has taken; behind ``after``, all use of what was in them."""
+
+    def __init__(self, arena: Arena, source: Source, lanes: Lanes) -> None:
+        self.arena, self.source, self.lanes = arena, source, lanes
+        self.backbone = arena.backbone
+        self._begun: Buffers | None = None
+        if self.backbone.weights.initialized:
+            self._begun = self._project_own_pool()
+
+    # ------------------------------------------------------------ host memory
+
+    @property
+    def bytes_per_copy(self) -> int:
+        """Host bytes of one warm copy."""
+        return Arena.bytes_per_pool(self.backbone)
+
+    def buffers(self) -> Buffers:
+        """Host memory for one copy."""
+        config, host = self.backbone.config, self.lanes.host
+        tail = torch.Size((config.num_layers, config.num_tokens, config.hidden_size))
+        parts = self.arena.pools.parts(0)
+        return Buffers(tuple(host(p.shape, p.dtype) for p in parts), host(tail, self.backbone.dtype))
+
+    def _project_own_pool(self) -> Buffers:
+        """What every tenant begins with, ready to be copied."""
+        hidden = self.source.own_pool.hidden
+        self.arena.fill(0, *self.backbone.project(hidden))
+        buffers = self.buffers()
+        for host, part in zip(buffers.parts, self.arena.pools.parts(0), strict=True):
+            host.copy_(part)
+        buffers.tail.copy_(hidden[:, -self.backbone.config.num_tokens :])
+        return buffers
+
+    # ------------------------------------------------------------ one load
+
+    def load(self, tenant: str, slot: int, after: Mark, warm: Warm | None, leaving: Leaving | None) -> Loaded:
+        """Copies ``leaving`` out of the slot and brings the tenant's newest version in.
+
+        ``warm`` is used if it is that version. Raises FingerprintMismatch, and as Store.load, create and read;
+        then ``leaving`` may not have been copied.
+        """
+        manifest = self._manifest(tenant)
+        out = [] if leaving is None else self._out(leaving)
+        if warm is not None and (warm.lineage, warm.version) == (manifest.lineage, manifest.version):
+            buffers, rank, born, tier = warm.seat.buffers, warm.rank, warm.born, "warm"
+        elif manifest.version == 0 and self._begun is not None:
+            buffers, rank, born, tier = (
+                self._begun,
+                self.arena.first_rank(),
+                self.source.own_pool.born,
+                "cold",
+            )
+        else:
+            # first, because requests for the one that leaves wait for its copy
+            self.lanes.exchange(after, out, [])
+            return self._from_store(manifest, slot, after)
+        tail = self.lanes.room(buffers.tail)
+        back = [*self._pairs(slot, buffers), (tail, buffers.tail)]
+        self.lanes.exchange(after, out, back)
+        return Loaded(self._memory(manifest, slot, rank, born, tail), tier, sum(t.nbytes for t, _ in back))
+
+    def _pairs(self, slot: int, buffers: Buffers) -> list[tuple[Tensor, Tensor]]:
+        """(in the slot, on the host), layer by layer."""
+        layers = range(self.backbone.config.num_layers)
+        both = list(zip(self.arena.pools.parts(slot), buffers.parts, strict=True))
+        return [(device[layer], host[layer]) for layer in layers for device, host in both]
+
+    def _out(self, leaving: Leaving) -> list[tuple[Tensor, Tensor]]:
+        memory, buffers = leaving.memory, leaving.seat.buffers
+        assert memory.tail is not None
+        pairs = [(host, device) for device, host in self._pairs(memory.slot, buffers)]
+        return [*pairs, (buffers.tail, memory.tail)]
+
+    def _manifest(self, tenant: str) -> Manifest:
+        manifest = self.source.store.load(tenant)
+        if manifest is None:
+            try:
+                manifest = self.source.create(tenant, None)
+            except TenantExists:
+                manifest = self.source.store.load(tenant)
+                assert manifest is not None
+        self.source.check(manifest)
+        return manifest
+
+    def _from_store(self, manifest: Manifest, slot: int, after: Mark) -> Loaded:
+        config = self.backbone.config
+        if manifest.version == 0:
+            empty = torch.full((config.num_layers, config.pool_slots), -1, dtype=torch.int32)
+            return Loaded(self._memory(manifest, slot, empty, self.source.own_pool.born, None), "cold", 0)
+        manifest, pool = self.source.settled_pool(manifest)
+        with self.lanes.apart(after):
+            rank = self.arena.project(slot, pool.hidden, self.lanes.bring)
+            newest = pool.hidden[:, -config.num_tokens :]
+            tail = self.lanes.lend(newest.to(self.backbone.device, self.backbone.dtype, copy=True))
+        moved = config.num_layers * config.pool_size * config.hidden_size * self.backbone.dtype.itemsize
+        return Loaded(self._memory(manifest, slot, rank, pool.born, tail), "cold", moved)
+
+    def _memory(
+        self, manifest: Manifest, slot: int, rank: Tensor, born: Tensor, tail: Tensor | None
+    ) -> Memory:
+        version = manifest.version
+        view = View(version, rank)
+        return Memory(
+            manifest.tenant, manifest.seed, slot, version, tail, born, view, lineage=manifest.lineage
+        )

@@ -1,0 +1,105 @@
+"""How the device's memory is shared out: pools, rotated copies, context cache, and what is left alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from app.memory.arena import Arena
+from app.model.backbone import Backbone
+from app.settings import Settings
+
+_SPARE_COPIES = 8
+_MOST_SLOTS = 4096
+_MOST_ROWS = 131_072
+_GIB = 2**30
+
+
+class CannotStart(ValueError):
+    """The settings and this machine do not fit; the message is for the operator."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``slots`` for pools, ``hot`` rotated copies, ``rows`` of the context cache."""
+
+    slots: int
+    hot: int
+    rows: int
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that nobody uses now, the weights being loaded."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def share_out(backbone: Backbone, settings: Settings, free: int, *, alone: bool) -> Budget:
+    """Divides ``free`` bytes. Raises CannotStart if not one tenant fits.
+
+    ``alone``: the memory is a GPU's and the server's own. Then pools get all that the context cache and a reserve
+    leave; on a CPU, which has other work too, a quarter.
+    """
+    rows = cache_rows(backbone, settings, free)
+    if not alone:
+        slots, hot = beside_others(backbone, settings.resident_bytes or free // 4)
+        return Budget(slots, hot, rows)
+    left = free - rows * row_bytes(backbone) - reserve(free)
+    slots, hot = by_running(backbone, settings.resident_bytes or left, settings.max_running)
+    return Budget(slots, hot, rows)
+
+
+def reserve(free: int) -> int:
+    """Bytes of a GPU that are left for a step's workspace, projections of loads and captured graphs."""
+    return max(_GIB, free // 32)
+
+
+def row_bytes(backbone: Backbone) -> int:
+    """Bytes of one token of prompt or completion in the context cache."""
+    c = backbone.config
+    return 2 * c.num_layers * c.num_kv_heads * c.head_dim * backbone.dtype.itemsize
+
+
+def cache_rows(backbone: Backbone, settings: Settings, free: int) -> int:
+    """Tokens of prompts and completions held at once: as set, else an eighth of the ``free`` bytes, bounded."""
+    if settings.context_tokens:
+        return settings.context_tokens
+    return max(settings.max_sequence, min(_MOST_ROWS, free // 8 // row_bytes(backbone)))
+
+
+def beside_others(backbone: Backbone, budget: int) -> tuple[int, int]:
+    """Pools and rotated copies in ``budget`` bytes: a copy for each pool, so that none is ever built twice.
+
+    There are a few more copies than pools, so that a new version can be read while generations still read the
+    old one.
+    """
+    each, copy = Arena.bytes_per_pool(backbone), Arena.bytes_per_copy(backbone)
+    few = budget // (each + 2 * copy)
+    slots, spare = (few, few)
+    if few >= _SPARE_COPIES:
+        slots, spare = (budget - _SPARE_COPIES * copy) // (each + copy), _SPARE_COPIES
+    slots = _at_least_one(slots, budget, each + 2 * copy)
+    return slots, slots + spare
+
+
+def by_running(backbone: Backbone, budget: int, max_running: int) -> tuple[int, int]:
+    """Pools and rotated copies in ``budget`` bytes: copies only for those who are being read.
+
+    A tenth of the bytes is for copies, never more than generations can run at once on as many tenants.
+    """
+    each, copy = Arena.bytes_per_pool(backbone), Arena.bytes_per_copy(backbone)
+    hot = min(max(budget // 10 // copy, 1), max_running + _SPARE_COPIES)
+    slots = _at_least_one((budget - hot * copy) // each, budget, each + copy)
+    return slots, min(hot, slots + _SPARE_COPIES)
+
+
+def _at_least_one(slots: int, budget: int, needed: int) -> int:
+    if slots < 1:
+        raise CannotStart(
+            f"one tenant's pool takes {needed:,} bytes, the resident budget is {max(budget, 0):,}: "
+            "raise --resident-bytes"
+        )
+    return min(slots, _MOST_SLOTS)

@@ -1,0 +1,189 @@
+"""Many tenants, few slots: everybody is served, nobody thrashes, and each reads their own memory."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.memory.arena import Arena
+from app.messages import EraseTenant, Finished, Updated
+from app.model.backbone import Backbone
+from app.store.base import Manifest
+from app.store.disk import DiskStore
+from app.worker.scheduler import Limits
+from tests.harness import Harness, load_backbone
+
+PROMPT = [5, 7, 11, 13]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("two-adapters")[0]
+
+
+def text(seed: int, length: int = 20) -> list[int]:
+    return random.Random(seed).choices(range(3, 90), k=length)
+
+
+class Slow(Harness):
+    """Background work comes back piece by piece, in any order of pieces that were there at the same time."""
+
+    rng: random.Random
+
+    def step(self) -> bool:
+        waiting = self.inline.waiting
+        self.rng.shuffle(waiting)
+        some = self.rng.randrange(len(waiting) + 1)
+        self.inline.waiting, later = waiting[:some], waiting[some:]
+        self.inline.drain()
+        self.inline.waiting += later
+        moved = self.engine.step()
+        self._collect()
+        return moved
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.integers(1, 2),
+    hot=st.integers(1, 3),
+    tenants=st.integers(2, 5),
+    warm=st.sampled_from([0, 1, 2, 100]),
+    running=st.integers(1, 8),
+)
+def test_every_request_completes_and_every_load_serves_one(
+    seed: int, slots: int, hot: int, tenants: int, warm: int, running: int
+) -> None:
+    backbone = load_backbone("plain")[0]
+    rng = random.Random(seed)
+    limits = Limits(cache_rows=256, max_running=running)
+    harness = Slow(
+        backbone, slots=slots, hot=hot, warm_bytes=warm * Arena.bytes_per_pool(backbone), limits=limits
+    )
+    residency = harness.engine.residency
+    harness.rng = rng
+    requests: dict[str, tuple[str, str]] = {}
+    for index in range(24):
+        tenant = f"t{rng.randrange(tenants)}"
+        if rng.random() < 0.5:
+            requests[harness.begin_update(tenant, text(index))] = tenant, "update"
+        else:
+            requests[harness.begin_generate(tenant, PROMPT, rng.randrange(1, 12))] = tenant, "generate"
+        for _ in range(rng.randrange(6)):
+            harness.step()
+    harness.run(4000)
+    versions: dict[str, int] = {}
+    for request, (tenant, kind) in requests.items():
+        answer = harness.final(request)
+        if kind == "update":
+            assert isinstance(answer, Updated)
+            versions[tenant] = versions.get(tenant, 0) + 1
+        else:
+            assert isinstance(answer, Finished)
+        # what arrived before is in the memory, what arrived later is not
+        assert answer.memory_version == versions.get(tenant, 0)
+    assert sum(residency.traffic.loads.values()) <= len(requests)
+    assert residency.counts["resident"] <= slots
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_tenant_that_always_has_more_to_write_lets_others_in(backbone: Backbone, slots: int) -> None:
+    harness = Harness(backbone, slots=slots)
+    greedy = [f"greedy{i}" for i in range(slots)]
+    for name in greedy:
+        for index in range(60):
+            harness.begin_update(name, text(index))
+    for _ in range(10):
+        harness.step()
+    other = harness.begin_generate("other", PROMPT, 4)
+    while not harness.of(other):
+        harness.step()
+        assert not harness.engine.idle
+    versions = [harness.store.load(name).version for name in greedy]  # type: ignore[union-attr]
+    assert min(versions) < 60, "the other has waited until the greedy had nothing left"
+    harness.run()
+    assert isinstance(harness.final(other), Finished)
+
+
+def test_two_tenants_in_one_slot_take_turns_of_more_than_one_request(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+    ids = [harness.begin_generate(f"t{i % 2}", PROMPT, 6) for i in range(40)]
+    harness.run()
+    assert all(isinstance(harness.final(i), Finished) for i in ids)
+    assert sum(harness.engine.residency.traffic.loads.values()) <= 4
+
+
+def test_a_request_brings_its_memory_before_the_next_step(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=2)
+    harness.begin_generate("ada", PROMPT)
+    assert len(harness.inline.waiting) == 1, "the loading waits for a step"
+    assert harness.engine.residency.moving("ada")
+
+
+def test_loads_under_way_are_bounded(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=16)
+    ids = [harness.begin_generate(f"t{i}", PROMPT, 4) for i in range(16)]
+    harness.engine.step()
+    assert harness.engine.residency.counts["loading"] == len(harness.inline.waiting) == 3
+    harness.run()
+    assert all(isinstance(harness.final(i), Finished) for i in ids)
+
+
+def test_a_memory_that_has_not_changed_leaves_without_a_copy(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+    traffic = harness.engine.residency.traffic
+    for name in ("ada", "bob"):
+        harness.update(name, text(1))
+    expected = [harness.generate(name, PROMPT) for name in ("ada", "bob")]
+    moved = traffic.moved["out"]
+    for _ in range(3):
+        assert [harness.generate(name, PROMPT) for name in ("ada", "bob")] == expected
+    assert traffic.moved["out"] == moved > 0
+    assert traffic.loads["warm"] >= 6
+    harness.update("ada", text(2))
+    assert harness.generate("bob", PROMPT) == expected[1]
+    assert traffic.moved["out"] > moved
+    assert harness.generate("ada", PROMPT) != expected[0]
+
+
+def test_an_erased_tenant_leaves_no_copy_on_its_way_out(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+    harness.update("ada", text(1))
+    bob = harness.begin_generate("bob", PROMPT, 4)
+    assert harness.engine.residency.tier("ada") == "warm"
+    assert "ada" not in harness.engine.residency.warm, "the copy is still to be made"
+    harness.send(EraseTenant(harness.id(), "ada"))
+    harness.run()
+    assert isinstance(harness.final(bob), Finished)
+    assert harness.engine.residency.tier("ada") == "cold"
+    assert harness.engine.residency.bytes["warm"] == 0
+
+
+def test_ten_thousand_tenants_on_disk_share_sixteen_slots(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(tmp_path)
+    with monkeypatch.context() as patch:
+        # making them is not what is tested here
+        patch.setattr("os.fsync", lambda _: None)
+        for index in range(10_000):
+            store.create(Manifest(tenant=f"t{index}", seed=index, fingerprint="test", created=0.0))
+    harness = Harness(backbone, store=store, slots=16, warm_bytes=40 * 2**20)
+    rng, ids = random.Random(3), []
+    for turn in range(20):
+        names = rng.sample(range(10_000), 16) + rng.choices(range(30), k=8)
+        for index in names:
+            if turn % 4 == 0:
+                ids.append(harness.begin_update(f"t{index}", text(index)))
+            else:
+                ids.append(harness.begin_generate(f"t{index}", PROMPT, 3))
+        harness.run()
+    assert all(isinstance(harness.final(i), Finished | Updated) for i in ids)
+    residency = harness.engine.residency
+    assert residency.counts["resident"] <= 16
+    assert residency.traffic.hits["resident"] + residency.traffic.hits["warm"] > 0
+    store.close()
