@@ -65,7 +65,8 @@ async def test_metrics(service: Service) -> None:
     await service.http.request(SECRET.upper(), "/generate")
     gauges = {"num_requests_running": 3.0, "memories:resident": 2.0, "memories:warm": 1.0}
     counters = {"prompt_tokens_total": 7.0, "requests_finished_total:stop": 4.0}
-    service.answer(Stats(1.0, gauges, counters, {"time_to_first_token_seconds": [0.2, 0.3]}))
+    observations = {"time_to_first_token_seconds": [0.2, 0.3], "memory_load_seconds:warm": [0.1]}
+    service.answer(Stats(1.0, gauges, counters, observations))
     found = await metrics(service)
     route = "[('method', 'POST'), ('route', '/generate'), ('status', '200')]"
     assert found[f"memoryllm_http_requests_total{route}"] == 1
@@ -74,6 +75,7 @@ async def test_metrics(service: Service) -> None:
     assert found["memoryllm_prompt_tokens_total[]"] == 7
     assert found["memoryllm_requests_finished_total[('reason', 'stop')]"] == 4
     assert found["memoryllm_time_to_first_token_seconds_count[]"] == 2
+    assert found["memoryllm_memory_load_seconds_count[('tier', 'warm')]"] == 1
     assert found["memoryllm_inter_token_latency_seconds_count[]"] == 1
     assert SECRET.lower() not in (await service.http.get("/metrics")).text.lower()
 
