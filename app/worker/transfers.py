@@ -125,10 +125,11 @@ class Transfers:
             )
         snapshot = None
         if about.version:
-            cast = pool.hidden.to(backbone.dtype)
-            if not bool(cast.isfinite().all()):
-                raise InvalidMemoryFile("the file's memory has numbers too large for this server's dtype")
-            snapshot = encode_snapshot(Pool(cast, pool.born))
+            if pool.hidden.dtype != backbone.dtype:
+                pool = Pool(pool.hidden.to(backbone.dtype), pool.born)
+                if not bool(pool.hidden.isfinite().all()):
+                    raise InvalidMemoryFile("the file's memory has numbers too large for this server's dtype")
+            snapshot = encode_snapshot(pool)
         else:
             residency.check_own_pool(pool)
             if about.initialized != backbone.weights.initialized:

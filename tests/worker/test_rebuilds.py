@@ -113,6 +113,8 @@ def test_the_same_model_makes_the_same_memory(name: str) -> None:
     assert torch.equal(after.born, before.born)
     assert harness.generate("ada", PROMPT) == expected
     assert reply(harness, GetHistory, "ada").updates == history
+    again = tell(harness, "ada", text(max(20, backbone.config.num_tokens)))
+    assert isinstance(again, Updated), "the memory from before the rebuild is still at work"
 
 
 def test_keys_are_known_after_a_rebuild(backbone: Backbone, other: Backbone) -> None:
@@ -317,9 +319,10 @@ def test_an_erasure_ends_a_rebuild_at_any_point(backbone: Backbone) -> None:
         if any(isinstance(a, Reply) for a in harness.of(request.id)):
             assert steps > 5
             return
-        erase = begin(harness, EraseTenant, "ada")
+        erase, told = begin(harness, EraseTenant, "ada"), len(harness.of(request.id))
         harness.run()
         assert harness.failure(request.id).code == "tenant_erased"
+        assert len(harness.of(request.id)) <= told + 1, "it went on"
         erased = harness.final(erase)
         assert isinstance(erased, Reply)
         assert isinstance(erased.body, Erased)

@@ -333,7 +333,7 @@ def test_a_hostile_header_is_refused(harness: Harness, spooled: Path) -> None:
     header, data = header_of(good)
     memory = header["memory"]
     begin_at, end_at = memory["data_offsets"]
-    width = end_at - begin_at
+    width, born_end = end_at - begin_at, header["born"]["data_offsets"][1]
     hostile: list[bytes] = [
         b"",
         b"\0" * 7,
@@ -355,6 +355,16 @@ def test_a_hostile_header_is_refused(harness: Harness, spooled: Path) -> None:
         with_header({**header, "memory": {**memory, "shape": [-n for n in memory["shape"]]}}, data),
         with_header({**header, "memory": {**memory, "dtype": "I8"}}, data),
         with_header({**header, "memory": {**memory, "more": 1}}, data),
+        with_header({**header, "empty": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, data),
+        # no gap and no overlap, and yet one takes of the other
+        with_header(
+            {
+                **header,
+                "born": {**header["born"], "data_offsets": [end_at, born_end - 4]},
+                "initialized": {**header["initialized"], "data_offsets": [born_end - 4, born_end + 1]},
+            },
+            data,
+        ),
         with_header({**header, "__metadata__": {**header["__metadata__"], "seed": 1}}, data),
         # the same bytes twice: born and initialized inside of memory
         with_header(
@@ -402,6 +412,19 @@ def test_between_dtypes(made: torch.dtype, served: torch.dtype, updates: int, sp
     assert reply(there, ImportTenant, "bob", str(spooled)).memory_version == updates
     assert pool(there, "bob").hidden.dtype == served
     there.update("bob", text())
+
+
+def test_a_number_too_large_for_the_servers_dtype(harness: Harness, spooled: Path) -> None:
+    harness.update("ada", text())
+    export(harness, "ada", spooled)
+
+    def large(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        tensors["memory"][0, 0, 0] = torch.finfo(torch.float32).max
+
+    rewritten(spooled, large)
+    there = Harness(load_backbone("two-adapters", torch.bfloat16)[0])
+    assert reply(there, ImportTenant, "bob", str(spooled)).code == "invalid_memory_file"
+    assert list(there.store.tenants()) == []
 
 
 # ---------------------------------------------------------------- beside others
