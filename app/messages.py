@@ -361,13 +361,17 @@ class TenantList(msgspec.Struct, frozen=True, tag=True):
 
 
 class Erased(msgspec.Struct, frozen=True, tag=True):
-    """The receipt: what was removed from the store, and how many open requests were failed."""
+    """The receipt: what was removed from the store, and how many open requests were failed.
+
+    ``tiers`` are those that the pool was found in, of ``resident`` and ``warm``; what it left there is overwritten.
+    """
 
     tenant: str
     memory_version: int
     blobs: int
     bytes: int
     cancelled: int
+    tiers: list[str] = []
 
 
 class Exported(msgspec.Struct, frozen=True, tag=True):

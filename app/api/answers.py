@@ -146,6 +146,9 @@ class ErasedAnswer(BaseModel):
     bytes: int
     cancelled: int = Field(description="open requests that were ended, exports and imports among them")
     files: int = Field(description="files of its exports and imports that were emptied and removed")
+    tiers: list[str] = Field(
+        description="where the pool was besides the store, of resident and warm; what it left there is overwritten"
+    )
 
 
 class VersionShare(BaseModel):

@@ -121,6 +121,7 @@ async def erase(tenant: Named, services: Use) -> ErasedAnswer:
         bytes=erased.bytes,
         cancelled=erased.cancelled,
         files=services.spool.revoke(tenant),
+        tiers=erased.tiers,
     )
 
 

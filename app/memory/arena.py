@@ -76,6 +76,8 @@ class Arena:
         self._free_slots = list(range(slots))
         self._hot = hot
         self._free_hot = list(range(hot))
+        self._used_slots: set[int] = set()
+        self._used_hot: set[int] = set()
         self._idle: dict[int, tuple[Memory, View]] = {}
         self._clock = 0
 
@@ -95,7 +97,39 @@ class Arena:
         return heapq.heappop(self._free_slots) if self._free_slots else None
 
     def give_slot(self, slot: int) -> None:
+        self._used_slots.add(slot)
         heapq.heappush(self._free_slots, slot)
+
+    def _give_hot(self, hot: int) -> None:
+        self._used_hot.add(hot)
+        heapq.heappush(self._free_hot, hot)
+
+    # ------------------------------------------------------------ wiping what is free
+
+    def take_used(self) -> tuple[list[int], list[int]]:
+        """Takes the free slots and copies that somebody's memory was in out of use, until ``give_wiped``."""
+        slots = [slot for slot in self._free_slots if slot in self._used_slots]
+        copies = [hot for hot in self._free_hot if hot in self._used_hot]
+        self._free_slots = sorted(set(self._free_slots) - set(slots))
+        self._free_hot = sorted(set(self._free_hot) - set(copies))
+        return slots, copies
+
+    def wipe(self, slots: list[int], copies: list[int]) -> None:
+        """Overwrites them. Safe beside other steps."""
+        for slot in slots:
+            for part in self.pools.parts(slot):
+                part.zero_()
+        for hot in copies:
+            for part in self.pools.copy_parts(hot):
+                part.zero_()
+
+    def give_wiped(self, slots: list[int], copies: list[int]) -> None:
+        for slot in slots:
+            heapq.heappush(self._free_slots, slot)
+        for hot in copies:
+            heapq.heappush(self._free_hot, hot)
+        self._used_slots.difference_update(slots)
+        self._used_hot.difference_update(copies)
 
     # ------------------------------------------------------------ filling a slot
 
@@ -157,7 +191,7 @@ class Arena:
     def settle_hot(self, memory: Memory, view: View, hot: int) -> None:
         """Gives the finished copy to its view, or frees it if the view has been replaced meanwhile."""
         if memory.view is not view:
-            heapq.heappush(self._free_hot, hot)
+            self._give_hot(hot)
             return
         view.hot = hot
         self._idle[hot] = memory, view
@@ -194,7 +228,7 @@ class Arena:
     def _cool(self, view: View) -> None:
         if view.hot is not None:
             self._idle.pop(view.hot, None)
-            heapq.heappush(self._free_hot, view.hot)
+            self._give_hot(view.hot)
             view.hot = None
 
     # ------------------------------------------------------------ updates

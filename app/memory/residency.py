@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from app.errors import ServiceError
 from app.memory.arena import Arena, Memory
@@ -29,6 +30,15 @@ Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None],
 
 MOST_LOADS = 3
 """Loads under way at once: enough to keep disk and link busy, one thread fewer than there are, for commits."""
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """``tiers`` that the memory was found in. ``wipe`` is for a background thread, ``give_back`` for the loop."""
+
+    tiers: list[str]
+    wipe: Callable[[], None]
+    give_back: Callable[[], None]
 
 
 class Residency(Source):
@@ -259,6 +269,29 @@ class Residency(Source):
             self.distrust(tenant)
         self._leaving.pop(tenant, None)
         self.warm.drop(tenant)
+
+    def erase(self, tenant: str) -> Erasure:
+        """Forgets an erased tenant; what is free of slots and copies is out of use until it is wiped and given back.
+
+        All of it, because nobody knows in which of them the tenant has ever been.
+        """
+        tiers = [tier for tier, here in (("resident", self._resident), ("warm", self.warm)) if tenant in here]
+        self.forget(tenant)
+        slots, copies = self.arena.take_used()
+        seats, after = self.warm.take_free(), self._lanes.mark()
+
+        def wipe() -> None:
+            with self._lanes.apart(after):
+                self.arena.wipe(slots, copies)
+            for seat in seats:
+                seat.wipe()
+
+        def give_back() -> None:
+            self.arena.give_wiped(slots, copies)
+            for seat in seats:
+                self.warm.give(seat)
+
+        return Erasure(tiers, wipe, give_back)
 
     def forget(self, tenant: str) -> None:
         """Drops an erased or distrusted tenant from every tier. The caller has seen to it that nobody holds it."""

@@ -29,6 +29,12 @@ class Seat:
         self._make = make
         self._buffers: Buffers | None = None
 
+    def wipe(self) -> None:
+        """Overwrites what was copied here, if anything was."""
+        if self._buffers is not None:
+            for part in (*self._buffers.parts, self._buffers.tail):
+                part.zero_()
+
     @property
     def buffers(self) -> Buffers:
         if self._buffers is None:
@@ -116,6 +122,11 @@ class WarmTier:
     def give(self, seat: Seat) -> None:
         """Takes back a seat whose copy nobody wants."""
         self._free.append(seat)
+
+    def take_free(self) -> list[Seat]:
+        """Takes the free seats out of use, to be wiped and given back: somebody's memory may be in them."""
+        free, self._free = self._free, []
+        return free
 
     def drop(self, tenant: str) -> None:
         """Forgets the tenant's copy; its seat is free once nobody holds it."""

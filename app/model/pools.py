@@ -104,6 +104,10 @@ class Pools:
         whole = [self.key, self.value] + ([] if self.value_scale is None else [self.value_scale])
         return [tensor[:, slot] for tensor in whole]
 
+    def copy_parts(self, hot: int) -> list[Tensor]:
+        """The vectors of one version that can be read; none where readers go to the pool itself."""
+        return [tensor[:, hot] for tensor in (self.hot_key, self.hot_value) if tensor is not None]
+
     def put(self, slot: int, slots: Tensor | slice, key: Tensor, value: Tensor) -> None:
         """Writes K, V [L, H_kv, T, d_head] to ``slots`` (int64 [L, T], or neighbours) of a pool, as it is kept."""
         tensors = [key, value]

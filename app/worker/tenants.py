@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.errors import InvalidRequest, ServiceError, TenantErased, TenantNotFound
-from app.memory.residency import Residency
+from app.memory.residency import Erasure, Residency
 from app.messages import (
     CreateTenant,
     Erased,
@@ -27,7 +27,7 @@ from app.messages import (
     Texts,
 )
 from app.model.forgetting import MAX_SEED, surviving
-from app.store.base import Manifest, Store
+from app.store.base import Manifest, Receipt, Store
 
 if TYPE_CHECKING:
     from app.worker.engine import Engine
@@ -182,25 +182,29 @@ class Tenants:
         for tenant, erasure in list(self._erasures.items()):
             if not erasure.begun and self.engine.quiet(tenant):
                 erasure.begun = True
-                self.residency.forget(tenant)
-                self._erase(erasure)
+                self._erase(erasure, self.residency.erase(tenant))
 
-    def _erase(self, erasure: _Erasure) -> None:
+    def _erase(self, erasure: _Erasure, here: Erasure) -> None:
         message = erasure.message
+
+        def work() -> Receipt | None:
+            try:
+                return self.store.erase(message.tenant)
+            finally:
+                here.wipe()
 
         def done(result: object, error: ServiceError | None) -> None:
             del self._erasures[message.tenant]
+            here.give_back()
             if error is None and result is None:
                 error = TenantNotFound("there is no such tenant")
             if error is not None:
                 self.engine.fail(message.id, error)
                 return
-            receipt = result
-            self.engine.emit(
-                Reply(
-                    message.id,
-                    Erased(receipt.tenant, receipt.version, receipt.blobs, receipt.bytes, erasure.cancelled),  # type: ignore[attr-defined]
-                )
+            assert isinstance(result, Receipt)
+            told = Erased(
+                result.tenant, result.version, result.blobs, result.bytes, erasure.cancelled, here.tiers
             )
+            self.engine.emit(Reply(message.id, told))
 
-        self.engine.background(message.tenant, lambda: self.store.erase(message.tenant), done)
+        self.engine.background(message.tenant, work, done)

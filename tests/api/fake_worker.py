@@ -287,7 +287,7 @@ class FakeWorker:
             return self._exported(request)
         if isinstance(request, m.EraseTenant):
             del self.memories[name]
-            return [m.Reply(request.id, m.Erased(name, version, version + 1, 100, 0))]
+            return [m.Reply(request.id, m.Erased(name, version, version + 1, 100, 0, ["warm"]))]
         if isinstance(request, m.GetMemory):
             born = [[0] * 24 + [version] * 8, [0] * 26 + [version] * 6]
             return [m.Reply(request.id, m.MemoryView(name, version, 4, 8, born))]

@@ -89,6 +89,7 @@ async def test_erasure_gives_a_receipt(service: Service) -> None:
         "bytes": 100,
         "cancelled": 0,
         "files": 0,
+        "tiers": ["warm"],
     }
 
 
