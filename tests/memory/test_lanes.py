@@ -126,10 +126,20 @@ def test_a_slot_is_written_only_after_the_steps_that_used_it_and_before_none_lat
         streams.steps.work.append(Event())
         lanes.exchange(mark, [], [(slot[i], torch.tensor(1.0)) for i in range(LAYERS)])
         assert slot.sum() == LAYERS
+        assert [float(s.sum()) for s in seen] == [0, 0, 0]
+
+
+def test_what_runs_apart_runs_behind_the_mark_and_beside_later_steps() -> None:
+    for seed in range(40):
+        lanes, streams = lanes_and_streams(seed)
+        slot, seen = torch.zeros(LAYERS), []
+        streams.steps.work.append(lambda: seen.append(slot.clone()))  # noqa: B023
+        mark = lanes.mark()
+        streams.steps.work.append(Event())
         with lanes.apart(mark):
             streams.now.work.append(lambda: slot.fill_(2))  # noqa: B023
         assert slot.sum() == 2 * LAYERS
-        assert [float(s.sum()) for s in seen] == [0, 0, 0]
+        assert [float(s.sum()) for s in seen] == [0]
 
 
 def test_layers_take_turns_in_two_buffers() -> None:

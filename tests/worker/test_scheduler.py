@@ -234,3 +234,29 @@ def test_every_job_is_served_in_order_within_the_limits(
     assert started == submitted, "a tenant's jobs began out of order"
     assert scheduler._rows_used == scheduler._waiting_tokens == 0
     assert not scheduler._served
+
+
+@pytest.mark.parametrize(
+    ("memories", "starts"),
+    [
+        (FakeMemories({"rich"}), False),
+        (FakeMemories({"rich"}, coming={"poor"}), True),
+        (FakeMemories({"rich"}, unused={"rich"}), True),
+        (FakeMemories({"rich", "poor"}), True),
+    ],
+)
+def test_a_tenant_served_more_leaves_its_slot_to_one_that_finds_none(
+    memories: FakeMemories, starts: bool
+) -> None:
+    scheduler = Scheduler(Limits())
+    for tenant in ("rich", "poor"):
+        scheduler.submit(generate(tenant))
+    served = generate("rich", prompt=2000, room=4000)
+    scheduler.submit(served)
+    for _ in range(8):
+        advance(scheduler.plan(0, FakeMemories({"rich"})))
+    for job in scheduler.of("rich"):
+        scheduler.finish(job)
+    scheduler.submit(generate("rich"))
+    plan = scheduler.plan(1, memories)
+    assert ("rich" in {job.tenant for job in plan.start}) == starts

@@ -150,6 +150,17 @@ def test_a_memory_that_has_not_changed_leaves_without_a_copy(backbone: Backbone)
     assert harness.generate("ada", PROMPT) != expected[0]
 
 
+def test_a_copy_of_another_version_than_the_stores_is_not_used(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+    harness.update("ada", text(1))
+    harness.generate("bob", PROMPT)
+    assert harness.engine.residency.tier("ada") == "warm"
+    other = Harness(backbone, store=harness.store)
+    other.update("ada", text(2))
+    assert harness.generate("ada", PROMPT) == other.generate("ada", PROMPT)
+    assert harness.engine.residency.traffic.loads["warm"] == 0
+
+
 def test_an_erased_tenant_leaves_no_copy_on_its_way_out(backbone: Backbone) -> None:
     harness = Harness(backbone, slots=1, warm_bytes=10**9)
     harness.update("ada", text(1))
@@ -157,6 +168,7 @@ def test_an_erased_tenant_leaves_no_copy_on_its_way_out(backbone: Backbone) -> N
     assert harness.engine.residency.tier("ada") == "warm"
     assert "ada" not in harness.engine.residency.warm, "the copy is still to be made"
     harness.send(EraseTenant(harness.id(), "ada"))
+    harness.engine.step()
     harness.run()
     assert isinstance(harness.final(bob), Finished)
     assert harness.engine.residency.tier("ada") == "cold"
