@@ -215,8 +215,8 @@ class Scheduler:
             full = full or running >= self.limits.max_running
             # nobody may overtake for cache rows, or a long prompt would wait for ever
             full = full or self._rows_used + job.room > self.limits.cache_rows
-            # when nothing runs, only for one whose memory finds no slot: of those who hold one, who was served
-            # less than its due since it came goes on, the others' slots are free to be taken
+            # when nothing runs, only a memory that finds no slot holds others back: they leave theirs, all but those
+            # who have not had their turn since they were brought
             bound = blocked if running else stuck
             if full or (self._served[tenant] > bound and (running or not memories.owed(tenant))):
                 continue

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 
 from app.memory.arena import Arena
 from app.model.backbone import Backbone
+from app.model.pools import PoolForm
 from app.settings import Settings
 from app.worker.budget import CannotStart, beside_others, by_running, cache_rows, share_out
 from app.worker.build import pick_device, pick_dtype, pick_threads
@@ -50,6 +54,20 @@ def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
     assert taken <= free - 2**30
     half = share_out(plain, settings, free, alone=False)
     assert used(plain, half.slots, half.hot) <= free // 4
+
+
+@pytest.mark.parametrize(("eight_bit", "tenants"), [(False, 56), (True, 100)])
+def test_tenants_of_the_8b_shape_on_an_h200(eight_bit: bool, tenants: int) -> None:
+    config = SimpleNamespace(
+        num_layers=32, num_kv_heads=8, pool_slots=51 * 256, head_dim=128, num_tokens=256, hidden_size=4096
+    )
+    form = PoolForm(copies=not eight_bit, eight_bit=eight_bit)
+    shape = SimpleNamespace(config=config, dtype=torch.bfloat16, operations=SimpleNamespace(form=form))
+    # what an H200 says it has, less weights of 8.03 billion parameters and the driver's own
+    free = 143_771 * 2**20 - 2 * 8_030_000_000 - 2**30
+    budget = share_out(cast("Backbone", shape), Settings(), free, alone=True)
+    assert budget.slots >= tenants
+    assert budget.hot >= 8
 
 
 def test_the_arena_takes_what_was_counted(plain: Backbone) -> None:
