@@ -161,6 +161,32 @@ def test_a_copy_of_another_version_than_the_stores_is_not_used(backbone: Backbon
     assert harness.engine.residency.traffic.loads["warm"] == 0
 
 
+def test_bringing_ahead_drives_out_nobody_whose_request_waits(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=1)
+    harness.generate("ada", PROMPT)
+    harness.begin_generate("ada", PROMPT)
+    harness.begin_generate("bob", PROMPT)
+    assert harness.engine.residency.tier("ada") == "resident"
+    harness.run()
+    assert harness.engine.residency.traffic.loads["cold"] == 2
+
+
+def test_a_memory_that_was_renewed_on_its_way_out_leaves_no_copy(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+    harness.update("ada", text(1))
+    harness.begin_generate("bob", PROMPT, 4)
+    harness.engine.residency.renew("ada")
+    harness.run()
+    assert harness.engine.residency.bytes["warm"] == 0
+
+
+def test_what_every_memory_begins_with_is_not_copied_out(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+    for name in ("ada", "bob", "ada"):
+        harness.generate(name, PROMPT)
+    assert harness.engine.residency.traffic.moved["out"] == 0
+
+
 def test_an_erased_tenant_leaves_no_copy_on_its_way_out(backbone: Backbone) -> None:
     harness = Harness(backbone, slots=1, warm_bytes=10**9)
     harness.update("ada", text(1))
