@@ -86,6 +86,8 @@ def test_a_memory_that_is_leaving_is_erased_as_well(backbone: Backbone) -> None:
     harness.engine.step()
     assert harness.engine.residency.get("ada") is None
     erase = begin(harness, EraseTenant, "ada")
+    # before the load's thread has come back
+    harness.engine.step()
     harness.run()
     erased = harness.final(erase)
     assert isinstance(erased, Reply)
@@ -107,3 +109,5 @@ def test_rooms_are_not_lost_by_erasing(backbone: Backbone) -> None:
         reply(harness, EraseTenant, name)
     assert (arena._free_slots, arena._free_hot) == ([0, 1], [0, 1])
     assert torch.count_nonzero(arena.pools.value) == 0
+    assert arena.pools.hot_key is not None
+    assert torch.count_nonzero(arena.pools.hot_key) == 0
