@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from app.errors import FingerprintMismatch, InvalidMemoryFile, InvalidRequest
-from app.memory.codec import Pool
+from app.memory.codec import DTYPES, Pool, raw, safetensors_header
 from app.model.config import ModelConfig
 from app.model.forgetting import MAX_SEED
 from app.store.base import BlobRef, BlockRecord, Idempotency
@@ -29,8 +29,7 @@ MOST_HEADER = 64 * 2**20
 _MOST_VERSION = 2**31 - 1
 _MOST_KEY = 256
 _NO_BLOB = BlobRef("", 0, "")
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+_POOL_DTYPES = {DTYPES[dtype]: dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,25 +98,18 @@ def write_memory(
     Raises InvalidRequest if the texts do not fit into a header, OSError.
     """
     tensors = {
-        "memory": (_DTYPES[pool.hidden.dtype], pool.hidden.shape, pool.hidden.nbytes),
-        "born": ("I32", pool.born.shape, pool.born.nbytes),
-        "initialized": ("U8", (), 1),
+        "memory": pool.hidden,
+        "born": pool.born,
+        "initialized": torch.tensor(about.initialized, dtype=torch.uint8),
     }
-    header: dict[str, object] = {"__metadata__": _metadata(about, config)}
-    end = 0
-    for name, (dtype, shape, size) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    encoded = msgspec.json.encode(header)
-    # readers map the tensors that follow: they want them aligned
-    encoded += b" " * (-len(encoded) % 8)
-    if len(encoded) > MOST_HEADER:
+    begin = safetensors_header(tensors, _metadata(about, config))
+    if len(begin) > MOST_HEADER:
         raise InvalidRequest("the texts are too long for one file: export without them", param="texts")
-    written = file.write(len(encoded).to_bytes(8, "little") + encoded)
-    for piece in [*pool.hidden, pool.born, torch.tensor(about.initialized, dtype=torch.uint8)]:
+    written = file.write(begin)
+    for piece in [*tensors["memory"], tensors["born"], tensors["initialized"]]:
         if stopped():
             break
-        written += file.write(_bytes(piece.detach().cpu().contiguous()))
+        written += file.write(raw(piece.detach().cpu().contiguous()))
     return written
 
 
@@ -137,11 +129,6 @@ def _metadata(about: About, config: ModelConfig) -> dict[str, str]:
         records = [_Record(r.version, r.time, r.tokens, r.text, r.idempotency) for r in about.records]
         told["history"] = msgspec.json.encode(records).decode()
     return told
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The tensor's own memory."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 # ---------------------------------------------------------------- reading
@@ -169,7 +156,7 @@ def read_memory(
         for tensor in tensors:
             if stopped():
                 raise InvalidMemoryFile("the import was given up")
-            if file.readinto(_bytes(tensor)) != tensor.nbytes:
+            if file.readinto(raw(tensor)) != tensor.nbytes:
                 raise InvalidMemoryFile("the file ends early")
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InvalidMemoryFile("the file's memory has numbers that are not finite")
@@ -242,7 +229,7 @@ def _records(history: str, version: int) -> tuple[BlockRecord, ...]:
 
 def _checked_layout(header: _Header, config: ModelConfig, size: int) -> torch.dtype:
     """The pool's dtype, if every tensor has this model's shape and together they are the file, without gaps."""
-    dtype = _BY_NAME.get(header.memory.dtype)
+    dtype = _POOL_DTYPES.get(header.memory.dtype)
     if dtype is None or header.born.dtype != "I32" or header.initialized.dtype != "U8":
         raise InvalidMemoryFile("memory must be F32, BF16 or F16, born I32 and initialized U8")
     wanted = [

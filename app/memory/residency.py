@@ -29,7 +29,7 @@ Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None],
 """Runs the first function in a background thread, then hands result and error to the second in the loop."""
 
 MOST_LOADS = 3
-"""Loads under way at once: enough to keep disk and link busy, one thread fewer than there are, for commits."""
+"""Loads under way at once: enough to keep disk and link busy, fewer than there are threads, for commits."""
 
 
 @dataclass(frozen=True)

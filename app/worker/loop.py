@@ -22,7 +22,8 @@ log = structlog.get_logger("worker")
 Done = Callable[[object, ServiceError | None], None]
 HEARTBEAT_SECONDS = 1.0
 POLL_MILLISECONDS = 100
-BACKGROUND_THREADS = 4
+# three loads and two transfers at once, and always some left for commits
+BACKGROUND_THREADS = 8
 
 
 class Background:

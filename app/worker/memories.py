@@ -75,6 +75,7 @@ class Memories:
 
     def _fork(self, message: ForkTenant) -> TenantInfo:
         """What is durable now; updates that are on their way come later. Runs in any thread."""
+        self.store.claim(message.target)
         manifest = self.store.fork(
             message.tenant, message.target, version=message.version, created=time.time()
         )
@@ -91,7 +92,7 @@ class Memories:
         tenant = message.tenant
 
         def work() -> TenantInfo:
-            manifest = self.store.load(tenant)
+            manifest = self.store.claim(tenant)
             if manifest is None:
                 raise TenantNotFound("there is no such tenant")
             manifest = self.store.rollback(tenant, message.version, expected_version=manifest.version)

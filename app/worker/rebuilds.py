@@ -153,6 +153,7 @@ class Rebuilds:
         run = self._runs[job.id]
 
         def work() -> tuple[Manifest, list[BlockRecord]]:
+            self.store.claim(job.tenant)
             manifest, records = self._records(job.tenant)
             if (manifest.lineage, manifest.version) != (run.message.lineage, run.message.memory_version):
                 raise VersionConflict("the memory was updated before its rebuild began", retry_after=0.1)

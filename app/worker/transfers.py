@@ -113,7 +113,7 @@ class Transfers:
 
     def _import(self, message: ImportTenant, transfer: Transfer) -> TenantInfo:
         residency, backbone = self.residency, self.residency.backbone
-        if self.store.load(message.tenant) is not None:
+        if self.store.claim(message.tenant) is not None:
             raise TenantExists("this tenant exists already")
         with open(os.open(message.path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             about, pool = read_memory(

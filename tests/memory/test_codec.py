@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from app.errors import FingerprintMismatch
 from app.memory.codec import (
@@ -74,3 +75,18 @@ def test_replay_is_forgetting_step_by_step(updates: int, per_layer: bool, fills:
 def test_a_block_of_another_shape_is_refused() -> None:
     with pytest.raises(FingerprintMismatch):
         replay(base(1), [(1, Block(torch.zeros(LAYERS, COUNT, WIDTH + 1), torch.tensor([[0, 1, 2, 3]])))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_snapshot_is_a_safetensors_file(dtype: torch.dtype) -> None:
+    """Also of a pool that does not lie in memory as it is told of."""
+    hidden = torch.randn(2, 8, 6).transpose(1, 2).to(dtype)
+    pool = Pool(hidden, torch.arange(6, dtype=torch.int32).expand(2, 6))
+    blob = encode_snapshot(pool)
+    found = load(blob)
+    assert set(found) == {"memory", "born"}
+    assert torch.equal(found["memory"], hidden)
+    assert torch.equal(found["born"], pool.born)
+    assert decode_snapshot(blob).hidden.dtype == dtype
+    # what maps the file finds its tensors aligned
+    assert int.from_bytes(blob[:8], "little") % 8 == 0
