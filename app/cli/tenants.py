@@ -129,7 +129,11 @@ def rebuild(
     with Api(url, as_json=json) as api:
         body, path = ({"force": True} if force else {}), tenant_path(tenant, "/rebuild")
         show = err.is_terminal and not json
-        answer = send_update(api, body, show=show, path=path, what="rebuilding")
+        try:
+            answer = send_update(api, body, show=show, path=path, what="rebuilding")
+        except KeyboardInterrupt:
+            err.print("a rebuild that has begun completes on the server", style="dim")
+            raise
         print_json(answer) if json else show_tenant(answer)
 
 
@@ -195,4 +199,6 @@ def show_tenant(answer: Answer) -> None:
             value = _when(value)
         elif name in ("bytes", "blobs"):
             value = f"{value:,}"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
         out.print(f"{name.replace('_', ' '):16}{value}", markup=False)

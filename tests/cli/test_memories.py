@@ -49,3 +49,12 @@ def test_rebuild(fake: Fake, run: Run) -> None:
     assert run("tenants", "rebuild", "ada").code == 3
     fake.events("/tenants/ada/rebuild", ("progress", progress), ("error", error))
     assert run("tenants", "rebuild", "ada").code == 3
+
+
+def test_a_receipt_is_readable(fake: Fake, run: Run) -> None:
+    receipt = {"id": "ada", "erased": True, "bytes": 12345, "tiers": ["resident", "warm"], "files": 0}
+    fake.answer("/tenants/ada", receipt)
+    lines = run("tenants", "erase", "ada", "--yes").out.splitlines()
+    assert "tiers           resident, warm" in lines
+    fake.answer("/tenants/ada", receipt | {"tiers": []})
+    assert "tiers           none" in run("tenants", "erase", "ada", "--yes").out.splitlines()
