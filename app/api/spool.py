@@ -43,7 +43,7 @@ class SpoolFile:
         rest = memoryview(data)
         try:
             while rest:
-                self._check()
+                self.check()
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -53,14 +53,11 @@ class SpoolFile:
     def read(self) -> bytes:
         """The next piece; nothing at the end. Raises TenantErased."""
         data = self._file.read(CHUNK) or b""
-        self._check()
+        self.check()
         return data
 
-    @property
-    def size(self) -> int:
-        return os.fstat(self._file.fileno()).st_size
-
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises TenantErased if it was revoked."""
         if self._revoked:
             raise TenantErased("the tenant was erased")
 
@@ -99,7 +96,12 @@ class Spool:
         """A new empty file, gone when the context is left. Raises ServerBusy, OSError."""
         if len(self._open) >= self._most:
             raise ServerBusy("too many memories are being exported or imported", retry_after=5.0)
-        file = SpoolFile(self._own() / uuid.uuid4().hex, tenant)
+        try:
+            file = SpoolFile(self._own() / uuid.uuid4().hex, tenant)
+        except FileNotFoundError:
+            # what cleans up temporary directories has taken ours
+            self._disown()
+            file = SpoolFile(self._own() / uuid.uuid4().hex, tenant)
         self._open.add(file)
         try:
             yield file
@@ -142,6 +144,9 @@ class Spool:
     def close(self) -> None:
         for file in list(self._open):
             file.unlink()
+        self._disown()
+
+    def _disown(self) -> None:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             os.close(self._lock)

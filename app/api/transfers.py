@@ -123,13 +123,14 @@ async def import_(tenant: Named, request: Request, services: Use) -> TenantAnswe
     check_content_type(request, MEDIA_TYPE)
     model = services.workers.of(tenant).require()
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced[:20]) > model.memory_file_bytes:
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > model.memory_file_bytes:
         raise _too_large(model.memory_file_bytes)
     await _check_absent(services, tenant)
     spool: Spool = services.spool
     with spool.file(tenant) as file:
         await _receive(request, file, model.memory_file_bytes)
         async with spool.working:
+            file.check()
             message = ImportTenant(new_id(), tenant, str(file.path))
             return tenant_answer(await ask(services, tenant, message, TenantInfo))
 

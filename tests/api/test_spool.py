@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,18 @@ def test_a_revoked_file_is_empty_and_tells_nobody(tmp_path: Path) -> None:
         reader.close()
         descriptor.close()
     spool.close()
+
+
+def test_a_directory_that_was_cleaned_away_is_made_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 1)
+    with spool.file("ada"):
+        pass
+    (directory,) = tmp_path.iterdir()
+    shutil.rmtree(directory)
+    with spool.file("ada") as file:
+        assert file.path.exists()
+    spool.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

@@ -276,3 +276,17 @@ async def test_an_export_of_another_size_than_told_is_cut_off(taught: Service) -
     await exchange.task
     assert exchange.received == 10
     assert left(taught) == []
+
+
+async def test_an_erasure_ends_an_import_that_waits_for_the_worker(service: Service) -> None:
+    """All of it is there, and two others are in the worker's hands."""
+    spool = service.app.state.services.spool
+    async with spool.working, spool.working:
+        exchange = Exchange(service, "POST", "/tenants/x/import", OCTETS)
+        exchange.body(b"x 1 x")
+        await until(lambda: bool(left(service)) and left(service)[0].stat().st_size == 5)
+        service.fake.memories["x"] = 0
+        assert (await service.http.delete("/tenants/x")).json()["files"] == 1
+    await exchange.task
+    assert exchange.status == 409
+    assert not any(isinstance(message, ImportTenant) for message in service.seen)
