@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import errno
 import re
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.errors import TenantQuarantined
 from app.store.base import BlobRef, Manifest
 from app.store.files import FileSystem, failure, remove_quietly, write_synced
 from app.store.home import Home
 from app.store.lineages import Copy, blobs_of
+from app.store.parts import new_name, quarantined
 from app.store.records import checksum
 
 BLOB_NAME = re.compile(r"(\d{10,})-[0-9a-f]{16}\.(?:block|snapshot|archive)")
@@ -30,10 +29,6 @@ _NO_LINKS = {
 }
 
 
-def quarantined(reason: str) -> TenantQuarantined:
-    return TenantQuarantined(f"this tenant is in quarantine: {reason}")
-
-
 class Blobs:
     """Writes, reads and removes blobs; which of them count is for the manifest to say."""
 
@@ -45,7 +40,7 @@ class Blobs:
 
     @staticmethod
     def new_name(version: int, kind: str) -> str:
-        return f"{version:010d}-{secrets.token_hex(8)}.{kind}"
+        return new_name(version, kind)
 
     def put(self, tenant: str, name: str, data: bytes) -> BlobRef:
         """Writes a blob that no manifest names yet. Raises OSError, having removed what it wrote.

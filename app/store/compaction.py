@@ -1,4 +1,4 @@
-"""Compaction on a disk: a snapshot takes the place of the blocks up to its version, commits going on meanwhile."""
+"""Compaction: a snapshot takes the place of the blocks up to its version, commits going on meanwhile."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable
 from app.errors import ServiceError, VersionConflict
 from app.store import lineages
 from app.store.base import BlockRecord, Manifest, Snapshot
-from app.store.blobs import Blobs
 from app.store.files import failure, translated
 from app.store.histories import Histories
 from app.store.locks import TenantLocks
-from app.store.manifests import Manifests
+from app.store.parts import Blobs, Manifests
 from app.store.records import seal
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.store.archive import ArchivedKeys, archived, extend
 from app.store.base import BlobRef, BlockRecord, Manifest
-from app.store.blobs import Blobs, quarantined
+from app.store.parts import Blobs, quarantined
 from app.store.records import Damaged, seal
 from app.store.texts import Texts
 

@@ -11,10 +11,11 @@ from contextlib import suppress
 
 from app.errors import StoreFailed
 from app.store.base import BlobRef, Manifest
-from app.store.blobs import Blobs, quarantined
+from app.store.blobs import Blobs
 from app.store.files import FileSystem, failure, replace_durably, translated
 from app.store.home import Home
 from app.store.lineages import dropped
+from app.store.parts import quarantined
 from app.store.records import Damaged, seal, unseal_manifest
 
 _CACHED = 512

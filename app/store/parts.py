@@ -1,0 +1,68 @@
+"""The parts that a store is made of, as ``app.store.operations`` sees them."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from app.errors import TenantQuarantined
+from app.store.base import BlobRef, Manifest
+from app.store.lineages import Copy
+
+
+def quarantined(reason: str) -> TenantQuarantined:
+    """The error for a tenant of whom something that was stored is damaged."""
+    return TenantQuarantined(f"this tenant is in quarantine: {reason}")
+
+
+def new_name(version: int, kind: str) -> str:
+    """A blob's name, never given before or again; ``kind`` is block, snapshot or archive."""
+    return f"{version:010d}-{secrets.token_hex(8)}.{kind}"
+
+
+class Blobs(Protocol):
+    """A tenant's blobs. Errors of the system below are OSErrors or the service's."""
+
+    def new_name(self, version: int, kind: str) -> str:
+        """See ``app.store.parts.new_name``."""
+        ...
+
+    def put(self, tenant: str, name: str, data: bytes) -> BlobRef:
+        """Writes a blob that no manifest names yet; nothing of it is left if that fails."""
+        ...
+
+    def read(self, tenant: str, blob: BlobRef) -> bytes:
+        """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
+        ...
+
+    def discard(self, tenant: str, names: list[str]) -> None:
+        """Removes blobs that no manifest names; raises nothing."""
+        ...
+
+    def coming(self, name: str) -> AbstractContextManager[None]:
+        """Meanwhile the blob is no orphan, though no manifest names it."""
+        ...
+
+
+class Manifests(Protocol):
+    """The one thing per tenant that says what is true."""
+
+    def cached(self, tenant: str) -> Manifest | None:
+        """The manifest, if it is known to be the newest without asking."""
+        ...
+
+    def swap(self, old: Manifest, new: Manifest, fresh: list[BlobRef]) -> Manifest:
+        """Replaces ``old`` durably by ``new``, which names the blobs ``fresh`` besides; then removes what only ``old``
+        named. Raises StoreFull or StoreFailed."""
+        ...
+
+
+class Place(Protocol):
+    """Where a new tenant's blobs are put before its manifest is."""
+
+    def put(self, name: str, data: bytes) -> BlobRef: ...
+
+    def share(self, tenant: str, copy: Copy) -> None:
+        """Makes ``tenant``'s blob the new tenant's as well."""
+        ...
