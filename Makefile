@@ -8,13 +8,14 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-gpu check format lint types clean
+.PHONY: help setup run test test-gpu torture check format lint types clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything into it (the others do it when needed)"
 	@echo "make run     start a server (MEMORYLLM_HOST, MEMORYLLM_PORT, ... are honoured)"
 	@echo "make test    run the tests (ARGS='-k chat' goes to pytest)"
 	@echo "make test-gpu   what needs a GPU: kernels, parity, precision, and memory errors (PYTHON's own packages)"
+	@echo "make torture break the store and the server in every way, about an hour (ARGS='kills --scale 0.1': a part)"
 	@echo "make check   formatting, lint, strict types, tests"
 	@echo "make format  format the code"
 	@echo "make clean   remove $(VENV) and caches"
@@ -52,6 +53,9 @@ test-gpu:
 	@if command -v compute-sanitizer >/dev/null; then \
 		compute-sanitizer --error-exitcode 9 $(PYTHON) -m pytest -q --timeout 900 tests/gpu/test_kernels.py -k small; \
 	else echo "compute-sanitizer is not installed: memory errors were not looked for"; fi
+
+torture: setup
+	$(BIN)/python -m tests.faults $(ARGS)
 
 format: setup
 	$(BIN)/python -m ruff format .
