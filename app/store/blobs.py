@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +12,9 @@ from app.store.base import BlobRef, Manifest
 from app.store.files import FileSystem, failure, remove_quietly, write_synced
 from app.store.home import Home
 from app.store.lineages import Copy, blobs_of
-from app.store.parts import new_name, quarantined
+from app.store.parts import new_name, quarantined, require_name
 from app.store.records import checksum
 
-BLOB_NAME = re.compile(r"(\d{10,})-[0-9a-f]{16}\.(?:block|snapshot|archive)")
 # a file system without hard links, or one that gives a file no more of them
 _NO_LINKS = {
     errno.EPERM,
@@ -83,8 +81,7 @@ class Blobs:
             raise quarantined("a blob is damaged")
 
     def _path(self, tenant: str, blob: BlobRef) -> Path:
-        if not BLOB_NAME.fullmatch(blob.name):
-            raise quarantined("a blob's name is none that the store has given")
+        require_name(blob)
         return self._home.directory(tenant) / blob.name
 
     def read(self, tenant: str, blob: BlobRef) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -14,6 +15,15 @@ from app.store.lineages import Copy
 def quarantined(reason: str) -> TenantQuarantined:
     """The error for a tenant of whom something that was stored is damaged."""
     return TenantQuarantined(f"this tenant is in quarantine: {reason}")
+
+
+BLOB_NAME = re.compile(r"(\d{10,})-[0-9a-f]{16}\.(?:block|snapshot|archive)")
+
+
+def require_name(blob: BlobRef) -> None:
+    """Raises TenantQuarantined for a name that no store has given: nothing else may become a path or a key."""
+    if not BLOB_NAME.fullmatch(blob.name):
+        raise quarantined("a blob's name is none that the store has given")
 
 
 def new_name(version: int, kind: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from app.errors import StoreFailed
 from app.store.base import Manifest, Receipt
-from app.store.blobs import BLOB_NAME
 from app.store.files import FileSystem, is_there, remove_tree, translated
 from app.store.home import Home
+from app.store.parts import BLOB_NAME
 
 
 class Trash:

@@ -1,4 +1,4 @@
-"""Stores by URL: ``disk:///absolute/directory``, ``disk://./relative`` or a plain path."""
+"""Stores by URL: ``disk:///absolute/directory``, ``disk://./relative`` or a plain path; ``redis://host:port/db``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from app.store.base import Store
 from app.store.disk import DiskStore
+
+REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+unix", "valkey+unix")
 
 
 def open_store(
@@ -18,10 +20,14 @@ def open_store(
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "disk", url
-    if scheme in ("redis", "rediss", "valkey"):
-        raise ValueError(f"a {scheme}:// store is not available yet; use disk:///directory")
+    if scheme in REDIS_SCHEMES:
+        # the client takes a while to import, and a disk store does without
+        from app.store.redis import RedisStore
+        from app.store.redis_server import parse_url
+
+        return RedisStore(parse_url(url), keep_text=keep_text, text_key=text_key, history_limit=history_limit)
     if scheme != "disk":
-        raise ValueError(f"unknown store {scheme}://; use disk:///directory")
+        raise ValueError(f"unknown store {scheme}://; use disk:///directory or redis://host:port/db")
     if not rest:
         raise ValueError("the store's URL names no directory: disk:///directory")
     if separator and not rest.startswith(("/", ".", "~")):

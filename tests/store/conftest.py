@@ -10,20 +10,41 @@ import pytest
 
 from app.store.base import Store
 from app.store.disk import DiskStore
+from app.store.url import open_store
 from tests.store.memorydisk import MemoryDisk
+from tests.store.redisserver import RedisServer
 
 Open = Callable[..., Store]
 
 
-@pytest.fixture(params=["disk", "memorydisk"])
+@pytest.fixture(scope="session")
+def redis_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(redis_session: RedisServer) -> RedisServer:
+    """A server with nothing in it."""
+    with redis_session.client() as client:
+        client.flushall()
+    return redis_session
+
+
+@pytest.fixture(params=["disk", "memorydisk", "redis"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Closes the store that is open and opens it again, with the options given."""
     opened: list[Store] = []
     files = MemoryDisk(tmp_path) if request.param == "memorydisk" else None
+    url = request.getfixturevalue("redis_server").url if request.param == "redis" else ""
 
     def open_again(**options: Any) -> Store:
         close()
-        opened.append(DiskStore(tmp_path, files=files, patience=0.0, **options))
+        if url:
+            opened.append(open_store(url, **options))
+        else:
+            opened.append(DiskStore(tmp_path, files=files, patience=0.0, **options))
         return opened[-1]
 
     def close() -> None:

@@ -1,0 +1,263 @@
+"""The store in Redis or Valkey (DESIGN, section 5): several servers may share it, one at a time writing a tenant.
+
+Keys of a tenant, under ``<prefix>:{<id>}:``, the id being a hash of its name:
+
+    manifest                       what is true: sealed as on a disk
+    blob:<name>:<n>, blobs         chunks of blobs, and the hash of all there may be
+    lease, holder, fence, wanted   who may write, see ``redis_leases``
+    erasing                        the manifest of a tenant being erased
+
+and for all tenants ``<prefix>:tenants`` (a sorted set of names), ``:format`` and ``:key``. Blobs are written first,
+then one script swaps the manifest. With an append-only file that is synced always, Redis answers when the change is
+on its disk; otherwise the store waits for that (WAITAOF) before it acknowledges anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from app.errors import ServiceError, StoreFailed, TenantElsewhere, TenantExists, TenantQuarantined
+from app.store.base import BlobRef, Manifest, Receipt
+from app.store.home import STORE_FORMAT
+from app.store.lineages import Copy
+from app.store.locks import TenantLocks
+from app.store.operations import Operations
+from app.store.parts import Place
+from app.store.records import Damaged, seal, unseal
+from app.store.redis_blobs import RedisBlobs
+from app.store.redis_leases import Keys
+from app.store.redis_manifests import RedisManifests
+from app.store.redis_scripts import ERASE, ERASED
+from app.store.redis_server import RedisOptions, Server
+from app.store.texts import Texts
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a new tenant's blobs are put: under its own name, before it exists."""
+
+    blobs: RedisBlobs
+    tenant: str
+    put_names: list[str]
+
+    def put(self, name: str, data: bytes) -> BlobRef:
+        self.put_names.append(name)
+        return self.blobs.put(self.tenant, name, data)
+
+    def share(self, tenant: str, copy: Copy) -> None:
+        self.put_names.append(copy[1].name)
+        self.blobs.share(tenant, copy, self.tenant)
+
+
+class RedisStore(Operations):
+    """See ``app.store.base.Store``. Raises StoreFailed if the server is none to keep memories on, ValueError for a key
+    of another length than 32 bytes or a negative limit."""
+
+    def __init__(
+        self,
+        options: RedisOptions,
+        *,
+        keep_text: bool = True,
+        text_key: bytes | None = None,
+        history_limit: int = 2000,
+    ) -> None:
+        if history_limit < 0:
+            raise ValueError("history_limit is at least 0")
+        texts = Texts(keep_text, text_key)
+        self._keys = Keys(options.prefix)
+        self._server = Server(options)
+        try:
+            self._check_format()
+            self._check_key(texts)
+        except BaseException:
+            self._server.close()
+            raise
+        self._redis_blobs = RedisBlobs(self._server, self._keys)
+        self._redis_manifests = RedisManifests(self._server, self._keys, self._redis_blobs)
+        super().__init__(self._redis_blobs, self._redis_manifests, texts, TenantLocks(), history_limit)
+        self._finish_erasures()
+
+    def close(self) -> None:
+        """Waits for what is under way, refuses whatever comes later, and gives up every claim."""
+        self._locks.close()
+        self._redis_manifests.leases.close()
+        self._server.close()
+
+    # ------------------------------------------------------------ opening
+
+    def _check_format(self) -> None:
+        client = self._server.client
+        ours = STORE_FORMAT.encode()
+        found = self._server.again(
+            "opening the store", lambda: client.set(self._keys.format, ours, nx=True, get=True)
+        )
+        if found not in (None, ours):
+            shown = found[:64].decode("utf-8", "replace")
+            raise StoreFailed(f"the store has the format {shown!r}, not {STORE_FORMAT!r}")
+
+    def _check_key(self, texts: Texts) -> None:
+        client, key = self._server.client, self._keys.key
+        proof = self._server.again("opening the store", lambda: client.get(key))
+        if proof is None and texts.encrypting:
+            made = seal(texts.proof())
+            proof = self._server.again("opening the store", lambda: client.set(key, made, nx=True, get=True))
+        if proof is None:
+            return
+        if not texts.encrypting:
+            if texts.keep:
+                raise StoreFailed(
+                    "the store holds encrypted texts: give it the text key, or switch keeping texts off"
+                )
+            return
+        try:
+            proves = texts.proves(unseal(proof, str))
+        except Damaged as error:
+            raise StoreFailed(
+                f"the key {key} is damaged; delete it to have it made again from the text key"
+            ) from error
+        if not proves:
+            raise StoreFailed("this is not the text key that the store was written with")
+
+    def _finish_erasures(self) -> None:
+        """What another server began to erase, and did not live to end."""
+        for tenant in self._listed(erasing=True):
+            with suppress(ServiceError):
+                self.erase(tenant)
+
+    # ------------------------------------------------------------ claims
+
+    def claim(self, tenant: str) -> Manifest | None:
+        manifest = self._redis_manifests.cached(tenant)
+        if manifest is not None:
+            self._redis_manifests.leases.use(tenant)
+            return manifest
+        with self._locks.holding(tenant):
+            return self._redis_manifests.claim(tenant)
+
+    def claimed(self, tenant: str) -> bool:
+        held = self._redis_manifests.leases.holder(tenant) is not None
+        if held:
+            self._redis_manifests.leases.use(tenant)
+        return held
+
+    def release(self, tenant: str) -> None:
+        self._redis_manifests.leases.release(tenant)
+
+    # ------------------------------------------------------------ reading
+
+    def _listed(self, *, erasing: bool = False) -> list[str]:
+        client = self._server.client
+        names = [
+            name.decode()
+            for name in self._server.again("listing", lambda: client.zrange(self._keys.index, 0, -1))
+        ]
+
+        def ask() -> list[int]:
+            pipeline = client.pipeline(transaction=False)
+            for name in names:
+                pipeline.exists(self._keys.of(name, "erasing"))
+            answers: list[int] = pipeline.execute()
+            return answers
+
+        found = self._server.again("listing the tenants", ask) if names else []
+        return [name for name, going in zip(names, found, strict=True) if bool(going) == erasing]
+
+    def tenants(self) -> Iterator[str]:
+        return iter(sorted(self._listed()))
+
+    def load(self, tenant: str) -> Manifest | None:
+        """The manifest as it is now, whichever server may write it."""
+        self._locks.check()
+        return self._redis_manifests.look(tenant)
+
+    def _load(self, tenant: str) -> Manifest | None:
+        return self._redis_manifests.claim(tenant)
+
+    # ------------------------------------------------------------ making and erasing tenants
+
+    def _make(self, tenant: str, fill: Callable[[Place], Manifest]) -> Manifest:
+        if self._redis_manifests.claim(tenant) is not None:
+            raise TenantExists("this tenant exists already")
+        self._finish_own(tenant)
+        place = _Target(self._redis_blobs, tenant, [])
+        try:
+            return self._redis_manifests.begin(fill(place))
+        except StoreFailed:
+            # nobody may know whether the tenant is there: the next claim sweeps
+            raise
+        except ServiceError:
+            self._redis_blobs.discard(tenant, place.put_names)
+            raise
+
+    def _finish_own(self, tenant: str) -> None:
+        """Ends an erasure of this name that somebody began; the claim is held."""
+        held = self._redis_blobs.held(tenant)
+        client = self._server.client
+        going = self._server.again("reading", lambda: client.exists(self._keys.of(tenant, "erasing")))
+        if held or going:
+            self._redis_blobs.remove(tenant, held)
+            self._end_erasure(tenant)
+            self._redis_manifests.leases.take(tenant, anew=True)
+
+    def erase(self, tenant: str) -> Receipt | None:
+        """Raises StoreFull or StoreFailed if anything may be left; asking again goes on from there."""
+        with self._locks.holding(tenant):
+            manifest = None
+            with suppress(TenantQuarantined):
+                manifest = self._redis_manifests.claim(tenant)
+            if self._redis_manifests.leases.holder(tenant) is None:
+                # a quarantined tenant is claimed as well
+                self._redis_manifests.leases.take(tenant)
+            held = self._redis_blobs.held(tenant)
+            if not self._out_of_reach(tenant) and not held:
+                return None
+            size = sum(held.values()) + (0 if manifest is None else len(seal(manifest)))
+            versions = [int(name.partition("-")[0]) for name in held]
+            version = manifest.version if manifest is not None else max(versions, default=0)
+            try:
+                self._redis_blobs.remove(tenant, held)
+                self._end_erasure(tenant)
+            except StoreFailed as error:
+                raise StoreFailed(
+                    "the tenant is out of reach, but not all of it is deleted yet: erase it once more"
+                ) from error
+            return Receipt(tenant, version, len(held), size)
+
+    def _held_by_us(self, tenant: str) -> bytes:
+        holder = self._redis_manifests.leases.holder(tenant)
+        if holder is None:
+            raise TenantElsewhere("another server is at work for this tenant", retry_after=1.0)
+        return holder
+
+    def _out_of_reach(self, tenant: str) -> bool:
+        """Durably hides the tenant from every reader; False if there is none."""
+        keys = [self._keys.of(tenant, what) for what in ("manifest", "holder", "erasing")]
+        answer = self._durably("erasing a tenant", ERASE, [*keys, self._keys.index], tenant)
+        self._redis_manifests.forget(tenant)
+        return answer == b"ok"
+
+    def _end_erasure(self, tenant: str) -> None:
+        what = ("erasing", "blobs", "fence", "holder", "lease", "wanted", "manifest")
+        erasing, *others = (self._keys.of(tenant, each) for each in what)
+        self._durably("erasing a tenant", ERASED, [erasing, self._keys.index, *others], tenant)
+        self._redis_manifests.leases.drop(tenant)
+
+    def _durably(self, doing: str, source: str, keys: list[str], tenant: str) -> bytes:
+        holder = self._held_by_us(tenant)
+        script = self._server.script(source)
+
+        def write() -> list[bytes]:
+            pipeline = self._server.client.pipeline(transaction=False)
+            script(keys=keys, args=[holder, tenant], client=pipeline)
+            self._server.wait(pipeline)
+            answers: list[bytes] = pipeline.execute()
+            return answers
+
+        answers = self._server.again(doing, write)
+        self._server.durable(answers)
+        if answers[0] in (b"fenced", b"changed"):
+            self._redis_manifests.leases.drop(tenant)
+            raise TenantElsewhere("another server is at work for this tenant", retry_after=1.0)
+        return answers[0]

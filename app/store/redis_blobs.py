@@ -1,0 +1,133 @@
+"""A tenant's blobs in Redis: chunks of at most 16 MiB, and a hash that knows of each before it is written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from app.errors import ServiceError
+from app.store.base import BlobRef, Manifest
+from app.store.lineages import Copy, blobs_of
+from app.store.parts import new_name, quarantined, require_name
+from app.store.records import checksum
+from app.store.redis_leases import Keys
+from app.store.redis_server import Server
+
+CHUNK = 16 * 2**20
+
+
+def chunks(size: int) -> int:
+    """How many keys a blob of ``size`` bytes takes."""
+    return max(1, -(-size // CHUNK))
+
+
+class RedisBlobs:
+    """Writes, reads and removes blobs. ``{id}:blobs`` holds each one's size, from before its first chunk to after its
+    last, so that what a crash leaves is found and swept."""
+
+    def __init__(self, server: Server, keys: Keys) -> None:
+        self._server, self._keys = server, keys
+        self._guard = threading.Lock()
+        self._coming: set[str] = set()
+
+    @staticmethod
+    def new_name(version: int, kind: str) -> str:
+        return new_name(version, kind)
+
+    def _chunk(self, tenant: str, name: str, number: int) -> str:
+        return self._keys.of(tenant, f"blob:{name}:{number}")
+
+    def put(self, tenant: str, name: str, data: bytes) -> BlobRef:
+        """Writes a blob that no manifest names yet. Raises StoreFull, StoreFailed, having removed what it wrote.
+
+        The append-only file is in order: what a manifest names is durable when the manifest is.
+        """
+        view = memoryview(data)
+        try:
+            self._note(tenant, name, len(data))
+            for number in range(chunks(len(data))):
+                piece = bytes(view[number * CHUNK : (number + 1) * CHUNK])
+                key = self._chunk(tenant, name, number)
+                self._server.again("writing a blob", lambda k=key, p=piece: self._server.client.set(k, p))  # type: ignore[misc]
+        except ServiceError:
+            self.discard(tenant, [name])
+            raise
+        return BlobRef(name, len(data), checksum(data))
+
+    def share(self, tenant: str, copy: Copy, target: str) -> None:
+        """Copies ``tenant``'s blob, on the server, to a new one of ``target``'s. Raises TenantQuarantined, StoreFull,
+        StoreFailed."""
+        theirs, ours = copy
+        self._note(target, ours.name, ours.size)
+        for number in range(chunks(ours.size)):
+            source, goal = self._chunk(tenant, theirs.name, number), self._chunk(target, ours.name, number)
+            copied = self._server.again(
+                "copying a blob",
+                lambda s=source, g=goal: self._server.client.copy(s, g, replace=True),  # type: ignore[misc]
+            )
+            if not copied:
+                self.discard(target, [ours.name])
+                raise quarantined("a blob is missing")
+
+    def _note(self, tenant: str, name: str, size: int) -> None:
+        key = self._keys.of(tenant, "blobs")
+        self._server.again("writing a blob", lambda: self._server.client.hset(key, name, size))
+
+    def read(self, tenant: str, blob: BlobRef) -> bytes:
+        """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
+        require_name(blob)
+        pieces = []
+        for number in range(chunks(blob.size)):
+            key = self._chunk(tenant, blob.name, number)
+            piece = self._server.again("reading a blob", lambda k=key: self._server.client.get(k))  # type: ignore[misc]
+            if piece is None:
+                raise FileNotFoundError(blob.name)
+            pieces.append(piece)
+        data = b"".join(pieces)
+        if len(data) != blob.size or checksum(data) != blob.checksum:
+            raise quarantined("a blob is damaged")
+        return data
+
+    def held(self, tenant: str) -> dict[str, int]:
+        """Sizes of all blobs that there may be anything of, by name. Raises StoreFailed."""
+        key = self._keys.of(tenant, "blobs")
+        found = self._server.again("listing blobs", lambda: self._server.client.hgetall(key))
+        return {name.decode(): int(size) for name, size in found.items()}
+
+    def remove(self, tenant: str, sizes: dict[str, int]) -> None:
+        """Removes blobs of these sizes. Raises StoreFailed."""
+        for name, size in sizes.items():
+            keys = [self._chunk(tenant, name, number) for number in range(chunks(size))]
+            self._server.again("removing a blob", lambda k=keys: self._server.client.unlink(*k))  # type: ignore[misc]
+            noted = self._keys.of(tenant, "blobs")
+            self._server.again("removing a blob", lambda n=name, k=noted: self._server.client.hdel(k, n))  # type: ignore[misc]
+
+    def discard(self, tenant: str, names: list[str]) -> None:
+        """As ``remove``, for what is in nobody's way if it stays: it is swept at the tenant's next claim."""
+        try:
+            held = self.held(tenant)
+            self.remove(tenant, {name: held[name] for name in names if name in held})
+        except ServiceError:
+            return
+
+    @contextmanager
+    def coming(self, name: str) -> Iterator[None]:
+        """Meanwhile the blob ``name`` is no orphan, though it is written outside the tenant's lock."""
+        with self._guard:
+            self._coming.add(name)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._coming.discard(name)
+
+    def sweep(self, manifest: Manifest) -> None:
+        """Removes every blob of the tenant's that its manifest does not name."""
+        with self._guard:
+            named = {*self._coming, *(ref.name for ref in blobs_of(manifest))}
+        try:
+            held = self.held(manifest.tenant)
+            self.remove(manifest.tenant, {name: size for name, size in held.items() if name not in named})
+        except ServiceError:
+            return

@@ -1,0 +1,220 @@
+"""The connection to a Redis or Valkey server: what it must be like, and how its errors are the service's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.errors import StoreFailed, StoreFull
+
+_T = TypeVar("_T")
+_LEAST_VERSION = (6, 2)
+_WAITAOF_VERSION = (7, 2)
+_OWN = {"prefix", "persistence", "lease", "timeout"}
+
+
+@dataclass(frozen=True)
+class RedisOptions:
+    """A store's URL taken apart. ``url`` is what the client is given; ``lease`` and ``timeout`` are seconds."""
+
+    url: str
+    prefix: str = "memoryllm"
+    persistence: bool = True
+    lease: float = 10.0
+    timeout: float = 10.0
+
+
+def parse_url(url: str) -> RedisOptions:
+    """``redis://[user:password@]host:port/db?prefix=…&persistence=none&lease=10&timeout=10``, ``rediss://`` for TLS,
+    ``redis+unix:///path?db=0``; ``valkey`` may stand for ``redis``. Raises ValueError, which never shows the URL."""
+    parts = urlsplit(url)
+    scheme = {
+        "redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss",
+        "redis+unix": "unix", "valkey+unix": "unix",
+    }.get(parts.scheme)  # fmt: skip
+    if scheme is None:
+        raise ValueError(f"unknown store {parts.scheme}://")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    own = {name: query.pop(name) for name in _OWN & set(query)}
+    if own.get("persistence", "aof") not in ("aof", "none"):
+        raise ValueError("the store's persistence is aof or none")
+    prefix = own.get("prefix", "memoryllm")
+    if not prefix or any(c in "{}:*?[]\\" or c.isspace() for c in prefix):
+        raise ValueError("the store's prefix is a word without braces, colons and patterns")
+    # urlunsplit leaves the slashes out where there is no host, as for a socket
+    target = f"{scheme}://{parts.netloc}{parts.path}" + (f"?{urlencode(query)}" if query else "")
+    try:
+        lease, timeout = float(own.get("lease", 10)), float(own.get("timeout", 10))
+        redis.ConnectionPool.from_url(target)
+    except (ValueError, TypeError) as error:
+        raise ValueError("the Redis store's URL cannot be understood") from error
+    if not 0.1 <= lease <= 3600 or not 0.1 <= timeout <= 600:
+        raise ValueError("the store's lease is 0.1 to 3600 seconds, its timeout 0.1 to 600")
+    return RedisOptions(target, prefix, own.get("persistence") != "none", lease, timeout)
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raises StoreFull or StoreFailed in place of the client's errors; they may hold addresses, and are not shown."""
+    try:
+        yield
+    except redis.exceptions.OutOfMemoryError as error:
+        raise _full() from error
+    except redis.exceptions.ResponseError as error:
+        if "OOM" in str(error) or "MISCONF" in str(error):
+            raise _full() from error
+        raise StoreFailed(f"the store failed while {doing}") from error
+    except redis.RedisError as error:
+        raise StoreFailed(f"the store cannot be reached while {doing}") from error
+
+
+def _full() -> StoreFull:
+    return StoreFull("no room is left in the store; nothing was changed", retry_after=30.0)
+
+
+class Server:
+    """A checked connection. Nothing is ever sent twice by itself but what says so: a commit could count twice.
+
+    Raises StoreFailed, with a message for the operator, if this is no server to keep memories on.
+    """
+
+    def __init__(self, options: RedisOptions) -> None:
+        self.options = options
+        self.client: Any = redis.Redis.from_url(
+            options.url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=options.timeout,
+            socket_connect_timeout=options.timeout,
+            health_check_interval=0,
+        )
+        self._scripts: dict[str, Any] = {}
+        self._guard = threading.Lock()
+        try:
+            self._wait_until_loaded()
+            self._check()
+        except redis.exceptions.AuthenticationError as error:
+            self.close()
+            if "password" not in self.client.connection_pool.connection_kwargs:
+                raise StoreFailed("Redis wants a password, and the store's URL has none") from error
+            raise StoreFailed("Redis refused the user or password of the store's URL") from error
+        except redis.exceptions.NoPermissionError as error:
+            self.close()
+            raise StoreFailed(
+                "this Redis user may not do what a store needs (INFO, scripts, keys)"
+            ) from error
+        except redis.RedisError as error:
+            self.close()
+            raise StoreFailed("the Redis server of the store's URL cannot be reached") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.client.close()
+
+    # ------------------------------------------------------------ what it must be like
+
+    def _wait_until_loaded(self) -> None:
+        """A server that has just been started reads its file first."""
+        until = time.monotonic() + self.options.timeout
+        while True:
+            try:
+                self.client.ping()
+                return
+            except redis.exceptions.BusyLoadingError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.05)
+
+    def _check(self) -> None:
+        info: dict[str, Any] = {}
+        for section in ("server", "memory", "persistence", "replication", "cluster"):
+            info |= self.client.info(section)
+        text = str(info.get("valkey_version") or info.get("redis_version") or "0")
+        version = tuple(int(part) for part in text.split(".")[:2])
+        if version < _LEAST_VERSION:
+            raise StoreFailed(f"Redis 6.2 or newer is needed to keep memories, this one is {text}")
+        if info.get("cluster_enabled"):
+            raise StoreFailed("a Redis Cluster cannot keep memories; use a single primary")
+        if info.get("role") != "master":
+            raise StoreFailed("this Redis server is a replica: give the store the primary's address")
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            raise StoreFailed(
+                f"this Redis evicts keys when it is full (maxmemory-policy {policy}) and would lose memories: "
+                "set maxmemory-policy noeviction"
+            )
+        self.waits = False
+        if not self.options.persistence:
+            return
+        if not info.get("aof_enabled"):
+            raise StoreFailed(
+                "this Redis has no append-only file and loses memories when it stops: set appendonly yes, "
+                "or say ?persistence=none if that is what you want"
+            )
+        self.waits = self._appendfsync() != "always"
+        if self.waits and version < _WAITAOF_VERSION:
+            raise StoreFailed(
+                f"this Redis ({text}) cannot tell when an update has reached its disk: set appendfsync always, "
+                "or use Redis or Valkey 7.2 or newer"
+            )
+
+    def _appendfsync(self) -> str:
+        """``always``, or anything else where that is not known."""
+        try:
+            return str(self.client.config_get("appendfsync").get("appendfsync", ""))
+        except redis.exceptions.ResponseError:
+            # a hosted server may forbid CONFIG
+            return ""
+
+    # ------------------------------------------------------------ calls
+
+    def script(self, source: str) -> Any:
+        """The script, to be called with ``keys`` and ``args`` and maybe a pipeline as ``client``."""
+        with self._guard:
+            if source not in self._scripts:
+                self._scripts[source] = self.client.register_script(source)
+            return self._scripts[source]
+
+    def again(self, doing: str, call: Callable[[], _T]) -> _T:
+        """``call``, once more if its connection turns out to be broken; for what may well be done twice.
+
+        Raises StoreFull, StoreFailed.
+        """
+        with translated(doing):
+            try:
+                return call()
+            except (redis.ConnectionError, redis.TimeoutError):
+                # the others that wait in the pool are most likely broken too
+                self.client.connection_pool.disconnect()
+                return call()
+
+    def once(self, doing: str, call: Callable[[], _T]) -> _T:
+        """``call``, which is not repeated whatever happens. Raises StoreFull, StoreFailed."""
+        with translated(doing):
+            try:
+                return call()
+            except (redis.ConnectionError, redis.TimeoutError):
+                self.client.connection_pool.disconnect()
+                raise
+
+    def wait(self, pipeline: Any) -> None:
+        """Has ``pipeline`` end with waiting until what it wrote, and all before it, is in the append-only file."""
+        if self.waits:
+            pipeline.execute_command("WAITAOF", 1, 0, int(self.options.timeout * 500))
+
+    def durable(self, answers: list[Any]) -> None:
+        """Raises StoreFailed unless the answers of such a pipeline say that it is on the disk."""
+        if self.waits and int(answers[-1][0]) < 1:
+            raise StoreFailed(
+                "the store did not confirm that the update is on its disk: nothing is acknowledged"
+            )

@@ -1,0 +1,415 @@
+"""What only the Redis store has: a server that must suit it, leases, fences, chunks, and a connection that breaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from app.errors import (
+    StoreFailed,
+    StoreFull,
+    TenantElsewhere,
+    TenantQuarantined,
+    VersionConflict,
+)
+from app.store import redis_blobs
+from app.store.base import Manifest
+from app.store.home import tenant_id
+from app.store.redis import RedisStore
+from app.store.redis_server import parse_url
+from app.store.url import open_store
+from tests.store.redisserver import RedisServer
+
+
+def manifest(tenant: str = "ada") -> Manifest:
+    return Manifest(tenant, 1, "fingerprint", 0.0)
+
+
+def commit(store: Any, version: int, data: bytes = b"block", tenant: str = "ada") -> Manifest:
+    done: Manifest = store.commit(tenant, version - 1, data, time=0.0, tokens=16)
+    return done
+
+
+@pytest.fixture
+def opened(redis_server: RedisServer) -> Iterator[Any]:
+    """Opens stores on the server; ``lease`` and other parameters of the URL by name."""
+    with ExitStack() as stack:
+
+        def open_one(**parameters: object) -> RedisStore:
+            query = "&".join(f"{name}={value}" for name, value in parameters.items())
+            store = open_store(f"{redis_server.url}?{query}")
+            assert isinstance(store, RedisStore)
+            stack.callback(store.close)
+            return store
+
+        yield open_one
+
+
+# ---------------------------------------------------------------- the server
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"maxmemory-policy": "allkeys-lru", "maxmemory": "100mb"}, "maxmemory-policy noeviction"),
+        ({"appendonly": "no"}, "appendonly yes"),
+        ({"requirepass": "hush"}, "wants a password"),
+    ],
+)
+def test_a_server_that_would_lose_memories_is_refused(
+    tmp_path: Path, config: dict[str, str], message: str
+) -> None:
+    server = RedisServer(tmp_path, **config)
+    try:
+        with pytest.raises(StoreFailed, match=message) as refused:
+            open_store(server.url)
+        assert "hush" not in str(refused.value)
+        assert str(server.port) not in str(refused.value)
+        if "appendonly" in config:
+            open_store(f"{server.url}?persistence=none").close()
+        if "requirepass" in config:
+            with pytest.raises(StoreFailed, match="refused the user or password") as refused:
+                open_store(server.url.replace("127", ":wrong@127", 1))
+            assert "wrong" not in str(refused.value)
+            open_store(server.url.replace("127", ":hush@127", 1)).close()
+    finally:
+        server.stop()
+
+
+def test_nobody_at_the_address() -> None:
+    with pytest.raises(StoreFailed, match="cannot be reached"):
+        open_store("redis://127.0.0.1:1/0?timeout=0.5")
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"redis_version": "5.0.7", "valkey_version": ""}, "6.2 or newer"),
+        ({"redis_version": "7.0.0", "valkey_version": ""}, "appendfsync always"),
+        ({"role": "slave"}, "replica"),
+        ({"cluster_enabled": 1}, "Cluster"),
+    ],
+)
+def test_servers_that_cannot_keep_memories(
+    redis_server: RedisServer, info: dict[str, Any], message: str
+) -> None:
+    import redis
+
+    true_info = redis.Redis.info
+
+    def told(self: Any, *section: Any) -> Any:
+        return true_info(self, *section) | info
+
+    # an old server would not be one that syncs always
+    with (
+        mock.patch.object(redis.Redis, "info", told),
+        mock.patch.object(redis.Redis, "config_get", lambda self, name: {name: "everysec"}),
+        pytest.raises(StoreFailed, match=message),
+    ):
+        open_store(redis_server.url)
+
+
+def test_a_server_that_syncs_every_second_is_waited_for(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, appendfsync="everysec")
+    try:
+        store = open_store(server.url)
+        store.create(manifest())
+        commit(store, 1)
+        server.kill()
+        server.start()
+        found = store.load("ada")
+        assert found is not None
+        assert found.version == 1
+        store.close()
+    finally:
+        server.stop()
+
+
+def test_what_is_not_confirmed_is_not_acknowledged(opened: Any) -> None:
+    store = opened()
+    store.create(manifest())
+    store._server.waits = True
+    with (
+        mock.patch.object(store._server, "wait", lambda pipeline: pipeline.execute_command("TIME")),
+        mock.patch.object(store._server, "durable", side_effect=StoreFailed("not confirmed")),
+        pytest.raises(StoreFailed, match="not confirmed"),
+    ):
+        commit(store, 1)
+    store._server.waits = False
+    assert commit(store, store.load("ada").version + 1).version >= 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0?persistence=some",
+        "redis://127.0.0.1:6379/0?prefix=a:b",
+        "redis://127.0.0.1:6379/0?lease=0",
+        "redis://127.0.0.1:6379/0?lease=soon",
+        "redis://127.0.0.1:port/0",
+        "redis://127.0.0.1:6379/0?socket_timeout=x",
+    ],
+)
+def test_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="store"):
+        open_store(url)
+
+
+def test_urls() -> None:
+    options = parse_url("valkeys://:secret@host:7/3?prefix=p&persistence=none&lease=2&timeout=3")
+    assert options.url == "rediss://:secret@host:7/3"
+    assert (options.prefix, options.persistence, options.lease, options.timeout) == ("p", False, 2.0, 3.0)
+    assert parse_url("redis+unix:///run/redis.sock?db=1").url == "unix:///run/redis.sock?db=1"
+
+
+def test_names_never_reach_a_key(opened: Any, redis_server: RedisServer) -> None:
+    store = opened(prefix="other")
+    store.create(manifest("secret-name"))
+    commit(store, 1, tenant="secret-name")
+    with redis_server.client() as client:
+        keys = [key.decode() for key in client.keys("*")]
+    assert all(key.startswith("other:") and "secret-name" not in key for key in keys)
+    assert any(tenant_id("secret-name") in key for key in keys)
+
+
+# ---------------------------------------------------------------- leases and fences
+
+
+def test_one_server_at_a_time_writes_a_tenant(opened: Any) -> None:
+    first, second = opened(lease=20), opened(lease=20)
+    first.create(manifest())
+    assert first.claimed("ada")
+    assert not second.claimed("ada")
+    with pytest.raises(TenantElsewhere) as elsewhere:
+        second.claim("ada")
+    assert 0 < (elsewhere.value.retry_after or 0) <= 21
+    with pytest.raises(TenantElsewhere):
+        commit(second, 1)
+    # reading is free
+    assert second.load("ada") == manifest()
+    # another tenant is nobody's
+    second.create(manifest("bob"))
+    assert second.claimed("bob")
+
+
+def until(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
+def test_an_idle_holder_gives_way(opened: Any) -> None:
+    first, second = opened(lease=2), opened(lease=2)
+    first.create(manifest())
+    commit(first, 1)
+    first.release("ada")
+
+    def taken() -> bool:
+        try:
+            found: Manifest = second.claim("ada")
+        except TenantElsewhere:
+            return False
+        return found.version == 1
+
+    until(taken)
+    commit(second, 2)
+    assert not first.claimed("ada")
+    with pytest.raises(TenantElsewhere):
+        commit(first, 2)
+    assert first.load("ada").version == 2
+
+
+def test_a_claim_is_renewed_while_it_is_used(opened: Any) -> None:
+    first, second = opened(lease=0.6), opened(lease=0.6)
+    first.create(manifest())
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        assert first.claimed("ada")
+        with pytest.raises(TenantElsewhere):
+            second.claim("ada")
+        time.sleep(0.1)
+
+
+def test_a_holder_that_slept_can_neither_commit_nor_believe_what_it_knew(
+    opened: Any, redis_server: RedisServer
+) -> None:
+    """As after SIGSTOP: its renewals stop, and it does not notice."""
+    first, second = opened(lease=0.5), opened(lease=0.5)
+    first.create(manifest())
+    old = commit(first, 1)
+    leases = first._redis_manifests.leases
+    leases._stop.set()
+    leases._thread.join()
+    until(lambda: not redis_server.client().exists(first._keys.of("ada", "lease")))
+    second.claim("ada")
+    commit(second, 2, b"theirs")
+    assert not first.claimed("ada")
+    # even if its clock stood still: the claim's number is not the last
+    leases._claims["ada"].until = time.monotonic() + 100
+    assert first.claimed("ada")
+    with pytest.raises((VersionConflict, TenantElsewhere)):
+        first._manifests.swap(old, old, [])
+    leases._claims.clear()
+    assert first.load("ada").version == 2
+    assert second.load("ada").blocks[-1].blob.size == len(b"theirs")
+
+
+def test_a_commit_that_may_still_arrive_is_fenced_off(opened: Any) -> None:
+    """Its answer was lost; whatever the server does with it later must not come on top of what follows."""
+    store = opened()
+    store.create(manifest())
+    late = store._redis_manifests.leases.holder("ada")
+    with (
+        mock.patch.object(store._server, "once", side_effect=StoreFailed("cut")),
+        pytest.raises(StoreFailed),
+    ):
+        commit(store, 1)
+    assert store.claim("ada").version == 0
+    assert store._redis_manifests.leases.holder("ada") not in (None, late)
+
+
+# ---------------------------------------------------------------- blobs, damage, room
+
+
+def test_blobs_of_several_chunks(opened: Any, redis_server: RedisServer) -> None:
+    with mock.patch.object(redis_blobs, "CHUNK", 10):
+        store = opened()
+        store.create(manifest())
+        sizes = (0, 1, 9, 10, 11, 20, 95)
+        for version, size in enumerate(sizes, start=1):
+            data = bytes(range(size))
+            ref = commit(store, version, data).blocks[-1].blob
+            assert store.read("ada", ref) == data
+        fork = store.fork("ada", "bob", created=1.0)
+        assert [store.read("bob", block.blob) for block in fork.blocks] == [bytes(range(s)) for s in sizes]
+        store.erase("ada")
+        assert store.read("bob", fork.blocks[-1].blob) == bytes(range(95))
+        store.erase("bob")
+    with redis_server.client() as client:
+        assert {key.decode().split(":")[-1] for key in client.keys("*")} <= {"format", "tenants"}
+
+
+def damage(server: RedisServer, store: RedisStore, what: str, change: Any) -> None:
+    with server.client() as client:
+        (key,) = [k for k in client.keys("*") if k.decode().startswith(store._keys.of("ada", what))]
+        data = client.get(key)
+        client.delete(key)
+        if change is not None:
+            client.set(key, change(data))
+
+
+@pytest.mark.parametrize("what", ["manifest", "blob:"])
+@pytest.mark.parametrize(
+    "change",
+    [None, lambda data: data[:-1], lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: b""],
+    ids=["missing", "short", "altered", "empty"],
+)
+def test_damage_is_the_one_tenants_own(
+    opened: Any, redis_server: RedisServer, what: str, change: Any
+) -> None:
+    store = opened()
+    for tenant in ("ada", "bob"):
+        store.create(manifest(tenant))
+        commit(store, 1, b"some block", tenant)
+    store.close()
+    damage(redis_server, store, what, change)
+    again = opened()
+
+    def read(tenant: str) -> bytes:
+        data: bytes = again.read(tenant, again.load(tenant).blocks[0].blob)
+        return data
+
+    with pytest.raises(TenantQuarantined):
+        read("ada")
+    assert read("bob") == b"some block"
+    assert list(again.tenants()) == ["ada", "bob"]
+    assert again.erase("ada") is not None
+    assert list(again.tenants()) == ["bob"]
+    again.create(manifest())
+    assert commit(again, 1).version == 1
+
+
+def test_what_a_crash_left_is_swept_at_the_next_claim(opened: Any, redis_server: RedisServer) -> None:
+    store = opened()
+    store.create(manifest())
+    commit(store, 1)
+    orphan = store._blobs.new_name(2, "block")
+    store._blobs.put("ada", orphan, b"never named")
+    store.close()
+    again = opened()
+    again.claim("ada")
+    with redis_server.client() as client:
+        assert not [key for key in client.keys("*") if orphan.encode() in key]
+    assert again.read("ada", again.load("ada").blocks[0].blob) == b"block"
+
+
+def test_an_erasure_that_was_cut_short_is_ended_at_the_next_start(
+    opened: Any, redis_server: RedisServer
+) -> None:
+    store = opened()
+    store.create(manifest())
+    commit(store, 1)
+    with (
+        mock.patch.object(store._redis_blobs, "remove", side_effect=StoreFailed("cut")),
+        pytest.raises(StoreFailed, match="out of reach"),
+    ):
+        store.erase("ada")
+    assert store.load("ada") is None
+    assert list(store.tenants()) == []
+    store.close()
+    again = opened()
+    assert again.load("ada") is None
+    with redis_server.client() as client:
+        assert not [key for key in client.keys("*") if tenant_id("ada").encode() in key]
+
+
+def test_a_full_server_refuses_updates_and_goes_on_reading(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, maxmemory="8mb")
+    try:
+        store = open_store(server.url)
+        store.create(manifest())
+        version = 0
+        with pytest.raises(StoreFull) as full:  # noqa: PT012
+            while version < 1000:
+                commit(store, version + 1, bytes(200_000))
+                version += 1
+        assert full.value.retry_after
+        assert version > 3
+        found = store.load("ada")
+        assert found is not None
+        assert found.version == version
+        assert all(store.read("ada", block.blob) == bytes(200_000) for block in found.blocks)
+        with server.client() as client:
+            client.config_set("maxmemory", "64mb")
+        commit(store, version + 1)
+        assert store.erase("ada") is not None
+        store.close()
+    finally:
+        server.stop()
+
+
+def test_a_restart_of_the_server_is_got_over(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    try:
+        store = open_store(f"{server.url}?timeout=2")
+        store.create(manifest())
+        for version in range(1, 6):
+            commit(store, version)
+            server.kill()
+            with pytest.raises(StoreFailed):
+                commit(store, version + 1)
+            server.start()
+            found = store.claim("ada")
+            assert found is not None
+            assert found.version == version
+            assert store.read("ada", found.blocks[-1].blob) == b"block"
+        store.close()
+    finally:
+        server.stop()
