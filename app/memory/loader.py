@@ -71,7 +71,7 @@ class Loader:
     def load(self, tenant: str, slot: int, after: Mark, warm: Warm | None, leaving: Leaving | None) -> Loaded:
         """Copies ``leaving`` out of the slot and brings the tenant's newest version in.
 
-        ``warm`` is used if it is that version. Raises FingerprintMismatch, and as Store.load, create and read;
+        ``warm`` is used if it is that version. Raises FingerprintMismatch, and as Store.claim, create and read;
         then ``leaving`` may not have been copied.
         """
         manifest = self._manifest(tenant)
@@ -107,12 +107,12 @@ class Loader:
         return [*pairs, (buffers.tail, memory.tail)]
 
     def _manifest(self, tenant: str) -> Manifest:
-        manifest = self.source.store.load(tenant)
+        manifest = self.source.store.claim(tenant)
         if manifest is None:
             try:
                 manifest = self.source.create(tenant, None)
             except TenantExists:
-                manifest = self.source.store.load(tenant)
+                manifest = self.source.store.claim(tenant)
                 assert manifest is not None
         self.source.check(manifest)
         return manifest

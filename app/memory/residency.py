@@ -23,7 +23,7 @@ from app.memory.source import Source
 from app.memory.traffic import Traffic
 from app.memory.warm import Warm, WarmTier
 from app.model.backbone import Backbone
-from app.store.base import Store
+from app.store.base import Manifest, Store
 
 Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None], None]], None]
 """Runs the first function in a background thread, then hands result and error to the second in the loop."""
@@ -69,6 +69,7 @@ class Residency(Source):
         self._resident: dict[str, Memory] = {}
         self._loading: set[str] = set()
         self._heating: set[str] = set()
+        self._claiming: set[str] = set()
         self._leaving: dict[str, Leaving] = {}
         self._stale: set[str] = set()
 
@@ -85,8 +86,8 @@ class Residency(Source):
         return "warm" if tenant in self.warm or tenant in self._leaving else "cold"
 
     def resident(self, tenant: str) -> bool:
-        """Whether an update can begin in the next step."""
-        return tenant in self._resident and tenant not in self._stale
+        """Whether an update can begin in the next step: the newest version is here, and no other server makes one."""
+        return tenant in self._resident and tenant not in self._stale and self.store.claimed(tenant)
 
     def readable(self, tenant: str) -> bool:
         """Whether a generation can begin in the next step."""
@@ -94,7 +95,8 @@ class Residency(Source):
 
     def moving(self, tenant: str) -> bool:
         """Whether a background thread is at work on the tenant's memory."""
-        return tenant in self._loading or tenant in self._heating or tenant in self._leaving
+        at_work = (self._loading, self._heating, self._claiming, self._leaving)
+        return any(tenant in tenants for tenants in at_work)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -133,8 +135,28 @@ class Residency(Source):
             memory = None
         if memory is None:
             return self._load(tenant, ahead)
+        if not self.store.claimed(tenant):
+            return self._claim(tenant)
         if read and not self.arena.readable(memory):
             return self._heat(memory)
+        return True
+
+    def _claim(self, tenant: str) -> bool:
+        """Takes a tenant back that another server may have had: its memory here may be an old one."""
+        self._claiming.add(tenant)
+
+        def done(result: object, error: ServiceError | None) -> None:
+            self._claiming.discard(tenant)
+            memory = self._resident.get(tenant)
+            if error is not None:
+                self.failures[tenant] = error
+            elif memory is not None:
+                now = (result.lineage, result.version) if isinstance(result, Manifest) else None
+                if now != (memory.lineage, memory.version):
+                    self.renew(tenant)
+
+        self.sent += 1
+        self._submit(lambda: self.store.claim(tenant), done)
         return True
 
     def owed(self, tenant: str) -> bool:

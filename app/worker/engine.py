@@ -88,7 +88,7 @@ class Engine:
             arena,
             self._rows,
             self.numbers,
-            finish=self.scheduler.finish,
+            finish=self.finish,
             emit=self.emit,
         )
         self._runs: dict[str, UpdateRun] = {}
@@ -126,8 +126,20 @@ class Engine:
                 if not self._background[name]:
                     del self._background[name]
             done(result, error)
+            for name in held:
+                self._release(name)
 
         self._submit(work, finished)
+
+    def finish(self, job: Job) -> None:
+        """Takes a job out that has ended, however it did."""
+        self.scheduler.finish(job)
+        self._release(job.tenant)
+
+    def _release(self, tenant: str) -> None:
+        """With its last request gone, another server on the same store may have the tenant."""
+        if not self.scheduler.of(tenant) and not self._background[tenant]:
+            self.store.release(tenant)
 
     def quiet(self, tenant: str) -> bool:
         """Whether nothing of this tenant runs or is in the hands of a background thread."""
@@ -262,7 +274,7 @@ class Engine:
                 self.fail(job.id, error)
             elif job.id in self._pending_updates:
                 del self._pending_updates[job.id]
-                self.scheduler.finish(job)
+                self.finish(job)
                 self.fail(job.id, error)
             else:
                 run = self._runs[job.id]
@@ -390,7 +402,7 @@ class Engine:
     def _end_update(self, run: UpdateRun) -> None:
         run.memory.pins -= 1
         del self._runs[run.job.id]
-        self.scheduler.finish(run.job)
+        self.finish(run.job)
 
     # ------------------------------------------------------------ numbers
 

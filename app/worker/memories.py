@@ -120,7 +120,7 @@ class Memories:
 
     def _end(self, job: Job, result: object, error: ServiceError | None) -> None:
         turn = self._turns.pop(job.id)
-        self.engine.scheduler.finish(job)
+        self.engine.finish(job)
         error = turn.doomed or error
         if error is not None:
             self.engine.fail(job.id, error)

@@ -332,7 +332,7 @@ class Rebuilds:
 
     def _end(self, run: RebuildRun, error: ServiceError | None, result: object = None) -> None:
         del self._runs[run.job.id]
-        self.engine.scheduler.finish(run.job)
+        self.engine.finish(run.job)
         if error is not None:
             self.engine.fail(run.job.id, error)
         else:

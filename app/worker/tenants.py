@@ -105,7 +105,9 @@ class Tenants:
 
     def info(self, manifest: Manifest, tier: str) -> TenantInfo:
         """What is told of a tenant. Raises as Store.history."""
-        last = manifest.blocks[-1:] or self.store.history(manifest.tenant)[-1:]
+        last = list(manifest.blocks[-1:])
+        if not last and manifest.archive:
+            last = self.store.history(manifest.tenant)[-1:]
         return TenantInfo(
             tenant=manifest.tenant,
             seed=manifest.seed,
