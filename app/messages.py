@@ -54,12 +54,18 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Update(Message, frozen=True):
-    """Inject ``contexts`` one after another. Once begun it completes, whether or not the client waits."""
+    """Inject ``contexts`` one after another. Once begun it completes, whether or not the client waits.
+
+    It does not begin if the tenant has taken in ``updates_per_day`` contexts within 24 hours with it, or has more than
+    ``most_bytes`` in the store (0: no limit).
+    """
 
     id: str
     tenant: str
     contexts: list[Context]
     idempotency_key: str | None = None
+    updates_per_day: int = 0
+    most_bytes: int = 0
 
 
 class Score(Message, frozen=True):

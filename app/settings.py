@@ -80,6 +80,19 @@ class Settings(BaseSettings):
     queue_requests_tenant: PositiveInt = Field(128, description="the same, of one tenant")
     queue_tokens: PositiveInt = Field(4_000_000, description="tokens waiting, of all tenants")
 
+    keys_file: Path | None = Field(
+        None, description="file of API keys, made with memoryllm keys; without it nobody is asked for one"
+    )
+    insecure: bool = Field(
+        False, description="listen beyond the loopback without keys: somebody else lets in whoever may come"
+    )
+    open_metrics: bool = Field(False, description="/metrics needs no key")
+    tenant_updates_per_day: int = Field(
+        0, ge=0, le=2000, description="contexts that a tenant may take in within 24 hours (0: any number)"
+    )
+    tenant_bytes: Bytes = Field(0, description="bytes that a tenant may have in the store (0: any)")
+    tenant_concurrent: int = Field(0, ge=0, description="requests of a tenant at once (0: any number)")
+
     max_body_bytes: Bytes = Field(8 * 2**20, description="largest request body")
     spool_dir: Path | None = Field(
         None, description="where exports and imports are kept on their way (default: the temporary directory)"

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import errors, generate, memories, operations, rebuild, score, tenants, transfers, update
+from app.api.access import Gate
 from app.api.answers import ErrorAnswer
 from app.api.middleware import BodyLimit, Requests
 from app.api.operations import NAME, installed_version
 from app.api.services import Services
 from app.api.spool import Spool
 from app.api.worker import ClientGone, WorkerClient, Workers
+from app.keys.watch import WatchedRing
 from app.settings import Settings
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "the body is empty or no JSON"},
+    401: {"model": ErrorAnswer, "description": "no API key, or none that is known"},
+    403: {"model": ErrorAnswer, "description": "the API key is not for this call"},
     404: {"model": ErrorAnswer, "description": "no such path or tenant"},
     409: {"model": ErrorAnswer, "description": "in conflict with the state of the tenant"},
     413: {"model": ErrorAnswer, "description": "the body is too large"},
     415: {"model": ErrorAnswer, "description": "the content type is not application/json"},
     422: {"model": ErrorAnswer, "description": "a field is wrong; param names it"},
-    429: {"model": ErrorAnswer, "description": "the tenant's queue is full"},
+    429: {
+        "model": ErrorAnswer,
+        "description": "the tenant's queue is full, or a limit of its own is reached",
+    },
     500: {"model": ErrorAnswer, "description": "an internal error"},
     503: {"model": ErrorAnswer, "description": "starting, restarting, overloaded or shutting down"},
     504: {"model": ErrorAnswer, "description": "the deadline has passed"},
@@ -32,10 +40,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings, worker: WorkerClient | Workers, spool: Spool | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    worker: WorkerClient | Workers,
+    spool: Spool | None = None,
+    keys: WatchedRing | None = None,
+) -> FastAPI:
     """The HTTP side of the server. It starts no process: who gives it ``worker`` looks after that.
 
-    ``spool`` is closed by who gives it too; without one, files of transfers go where the settings say.
+    ``keys`` are asked of every request; without them nobody is turned away. ``spool`` is closed by who gives it
+    too; without one, files of transfers go where the settings say.
     """
     workers = worker if isinstance(worker, Workers) else Workers([worker])
     metrics = workers.clients[0].metrics
@@ -45,6 +59,10 @@ def create_app(settings: Settings, worker: WorkerClient | Workers, spool: Spool 
         description="A model server whose users each have a memory of their own.",
         redirect_slashes=False,
         responses=_ERRORS,
+        # for the document: the gate has looked at the key before
+        dependencies=[
+            Depends(HTTPBearer(auto_error=False, description="an API key, where the server has keys"))
+        ],
     )
     spool = spool or Spool(settings.spool_dir, settings.max_transfers)
     app.state.services = Services(settings, workers, metrics, spool)
@@ -58,5 +76,7 @@ def create_app(settings: Settings, worker: WorkerClient | Workers, spool: Spool 
 
     app.add_exception_handler(ClientGone, client_gone)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    # before the body is looked at: a stranger's is not worth reading
+    app.add_middleware(Gate, settings=settings, keys=keys)
     app.add_middleware(Requests, metrics=metrics)
     return app

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.access import tenant_of
 from app.api.answers import GenerateAnswer, GenerateChunk, Summary, TokenLogprob, TopToken, Usage, timings
 from app.api.body import JsonRoute
 from app.api.detokenize import Detokenizer, StopStrings
 from app.api.metrics import Metrics
 from app.api.prompts import prompt_tokens
 from app.api.schemas import GenerateBody
-from app.api.services import Use, note_tenant
+from app.api.services import Use
 from app.api.streaming import COMMENT, DONE, EventStream, event, parts, watched
 from app.api.tokens import Tokenizer, need
 from app.api.worker import Part, Stream, WorkerClient, new_id
@@ -36,15 +37,15 @@ router = APIRouter(route_class=JsonRoute, tags=["generation"])
 )
 async def generate(body: GenerateBody, request: Request, services: Use) -> Response | GenerateAnswer:
     """The whole generation reads the one memory version it began with. A client that goes away ends it."""
-    note_tenant(request, body.tenant)
-    client = services.workers.of(body.tenant)
+    tenant = tenant_of(request, body.tenant)
+    client = services.workers.of(tenant)
     model = client.require()
     if body.stops:
         need(client.tokenizer, "stop")
     tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, body.max_tokens)
     message = Generate(
         new_id(),
-        body.tenant,
+        tenant,
         tokens,
         sampling(body, model),
         deadline=deadline(body.timeout, services.settings),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from app.api.access import require
 from app.api.answers import TenantAnswer
 from app.api.body import JsonRoute
 from app.api.schemas import ForkBody, RollbackBody
@@ -18,8 +19,9 @@ router = APIRouter(route_class=JsonRoute, prefix="/tenants", tags=["memories"])
 @router.post(
     "/{tenant}/fork", status_code=201, summary="Copy a memory, as it is or as it was, to a new tenant"
 )
-async def fork(tenant: Named, body: ForkBody, services: Use) -> TenantAnswer:
+async def fork(tenant: Named, body: ForkBody, request: Request, services: Use) -> TenantAnswer:
     """Seed and history go along, so that the same updates forget the same in both. Neither depends on the other."""
+    require(request, body.target)
     message = ForkTenant(new_id(), tenant, body.target, body.version)
     return tenant_answer(await ask(services, tenant, message, TenantInfo))
 

@@ -56,6 +56,12 @@ IdempotencyKey = Annotated[str, Field(min_length=1, max_length=MAX_KEY), AfterVa
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP), AfterValidator(_no_nul)]
 
 
+OwnTenant = Annotated[
+    TenantId | None,
+    Field(None, description="whose memory; may be left out with a key that is for one tenant"),
+]
+
+
 class Body(BaseModel):
     """Base of everything that is taken in."""
 
@@ -94,7 +100,7 @@ class UpdateBody(Body):
         }
     )
 
-    tenant: TenantId
+    tenant: OwnTenant = None
     text: Text | TokenIds | None = Field(None, description="a text, or token ids")
     messages: Messages | None = Field(None, description="a conversation, put into the model's chat format")
     idempotency_key: IdempotencyKey | None = Field(
@@ -132,7 +138,7 @@ class GenerateBody(Body):
         }
     )
 
-    tenant: TenantId
+    tenant: OwnTenant = None
     prompt: Text | TokenIds | None = Field(None, description="a text, or token ids")
     messages: Messages | None = Field(None, description="a conversation that the model continues")
     max_tokens: int = Field(128, ge=1, le=2**31 - 1, description="most tokens to generate")
@@ -181,7 +187,7 @@ class ScoreBody(Body):
         }
     )
 
-    tenant: TenantId
+    tenant: OwnTenant = None
     prompt: Text | TokenIds
     continuation: Text | TokenIds
 

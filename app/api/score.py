@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from app.api.access import tenant_of
 from app.api.answers import ScoreAnswer
 from app.api.body import JsonRoute
 from app.api.generate import deadline
 from app.api.prompts import scored_tokens
 from app.api.schemas import ScoreBody
-from app.api.services import Use, note_tenant
+from app.api.services import Use
 from app.api.streaming import watched
 from app.api.worker import new_id
 from app.messages import Score, Scored
@@ -20,17 +21,17 @@ router = APIRouter(route_class=JsonRoute, tags=["generation"])
 @router.post("/score", summary="Log-probabilities of a given continuation")
 async def score(body: ScoreBody, request: Request, services: Use) -> ScoreAnswer:
     """Two strings are tokenised as one text where a token ends between them, else each by itself."""
-    note_tenant(request, body.tenant)
-    client = services.workers.of(body.tenant)
+    tenant = tenant_of(request, body.tenant)
+    client = services.workers.of(tenant)
     model = client.require()
     prompt, continuation = await scored_tokens(model, client.tokenizer, body.prompt, body.continuation)
-    message = Score(new_id(), body.tenant, prompt, continuation, deadline=deadline(None, services.settings))
+    message = Score(new_id(), tenant, prompt, continuation, deadline=deadline(None, services.settings))
     with client.open(message) as stream:
         async with watched(request, stream):
             part = await stream.next()
     assert isinstance(part, Scored)
     return ScoreAnswer(
-        tenant=body.tenant,
+        tenant=tenant,
         logprobs=part.logprobs,
         greedy=[first == token for first, token in zip(part.greedy, continuation, strict=True)],
         greedy_token_ids=part.greedy,

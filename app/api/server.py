@@ -19,6 +19,8 @@ from app.api.app import create_app
 from app.api.spool import Spool
 from app.api.supervisor import WORKER, Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient
+from app.keys.file import BadKeysFile
+from app.keys.watch import WatchedRing
 from app.settings import Settings
 
 log = structlog.get_logger("api")
@@ -31,9 +33,15 @@ _BACKLOG = 2048
 def run_server(settings: Settings, *, command: Sequence[str] = WORKER) -> int:
     """Serves until SIGTERM or SIGINT and returns the exit code.
 
-    0: drained and ended; 1: could not listen, or the worker could not start (the reason is on standard error).
+    0: drained and ended; 1: could not listen, or may not without keys, or the worker could not start (the reason is
+    on standard error).
     """
     logs.configure(settings)
+    try:
+        keys = None if settings.keys_file is None else WatchedRing(settings.keys_file)
+    except BadKeysFile as error:
+        print(str(error), file=sys.stderr)
+        return 1
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
@@ -42,16 +50,31 @@ def run_server(settings: Settings, *, command: Sequence[str] = WORKER) -> int:
             file=sys.stderr,
         )
         return 1
+    if keys is None and not settings.insecure and not _is_loopback(listener):
+        listener.close()
+        print(
+            f"{settings.host} can be reached from the network, and there are no API keys: anyone who reaches it could "
+            "read and change every memory. Make keys (memoryllm keys create) and give --keys-file, or say --insecure "
+            "if something in front of the server asks for them",
+            file=sys.stderr,
+        )
+        return 1
     with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(settings, listener, command))
+        return runner.run(_serve(settings, listener, keys, command))
 
 
-async def _serve(settings: Settings, listener: socket.socket, command: Sequence[str]) -> int:
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+async def _serve(
+    settings: Settings, listener: socket.socket, keys: WatchedRing | None, command: Sequence[str]
+) -> int:
     client = WorkerClient()
     supervisor = Supervisor(settings, client, command=command)
     spool = Spool(settings.spool_dir, settings.max_transfers)
     spool.sweep()
-    app = create_app(settings, client, spool)
+    app = create_app(settings, client, spool, keys)
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -155,7 +178,7 @@ def announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"listening on http://{shown}:{port}", flush=True)
-    if not ipaddress.ip_address(host).is_loopback:
+    if not ipaddress.ip_address(host).is_loopback and settings.keys_file is None:
         print(
             f"warning: {settings.host} can be reached from the network, and there are no API keys: "
             "anyone who reaches it can read and change every memory",

@@ -28,8 +28,3 @@ def _services(request: Request) -> Services:
 
 
 Use = Annotated[Services, Depends(_services)]
-
-
-def note_tenant(request: Request, tenant: str) -> None:
-    """For the request's log line, where only a mark of it is written."""
-    request.state.tenant = tenant

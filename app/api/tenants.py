@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
+from app.api.access import Access, access_of, tenant_of
 from app.api.answers import (
     ErasedAnswer,
     HistoryAnswer,
@@ -21,7 +22,7 @@ from app.api.answers import (
 )
 from app.api.body import JsonRoute
 from app.api.schemas import MAX_TENANT, TenantBody, check_tenant
-from app.api.services import Services, Use, note_tenant
+from app.api.services import Services, Use
 from app.api.worker import Question, new_id
 from app.errors import InvalidRequest
 from app.messages import (
@@ -44,6 +45,7 @@ router = APIRouter(route_class=JsonRoute, prefix="/tenants", tags=["tenants"])
 
 Body = TypeVar("Body", TenantInfo, TenantList, Erased, Texts, MemoryView, History)
 Limit = Annotated[int, Query(ge=1, le=1000)]
+_SCANNED = 1000
 
 
 def named(request: Request, tenant: Annotated[str, Path(min_length=1, description="percent-encoded")]) -> str:
@@ -54,8 +56,7 @@ def named(request: Request, tenant: Annotated[str, Path(min_length=1, descriptio
         raise InvalidRequest("the tenant's id in the path is not UTF-8", param="tenant") from None
     except ValueError as error:
         raise InvalidRequest(str(error), param="tenant") from None
-    note_tenant(request, name)
-    return name
+    return tenant_of(request, name)
 
 
 Named = Annotated[str, Depends(named)]
@@ -84,22 +85,42 @@ def tenant_answer(info: TenantInfo) -> TenantAnswer:
 @router.post("", status_code=201, summary="Make a tenant, with a seed of its own if need be")
 async def create(body: TenantBody, request: Request, services: Use) -> TenantAnswer:
     """Not needed before an update: tenants come into being on first use."""
-    note_tenant(request, body.id)
+    tenant_of(request, body.id, param="id")
     info = await ask(services, body.id, CreateTenant(new_id(), body.id, body.seed), TenantInfo)
     return tenant_answer(info)
 
 
 @router.get("", summary="A page of tenants, by name")
 async def page(
-    services: Use, limit: Limit = 100, after: Annotated[str, Query(max_length=MAX_TENANT)] = ""
+    request: Request,
+    services: Use,
+    limit: Limit = 100,
+    after: Annotated[str, Query(max_length=MAX_TENANT)] = "",
 ) -> TenantsAnswer:
     if after:
         try:
             check_tenant(after)
         except ValueError as error:
             raise InvalidRequest(str(error), param="after") from None
-    listed = await ask(services, "", ListTenants(new_id(), after, limit), TenantList)
+    access = access_of(request)
+    if access.unbound:
+        listed = await ask(services, "", ListTenants(new_id(), after, limit), TenantList)
+    else:
+        listed = await _own(services, access, after, limit)
     return TenantsAnswer(tenants=listed.tenants, next=listed.next, total=listed.total)
+
+
+async def _own(services: Services, access: Access, after: str, limit: int) -> TenantList:
+    """The page of those tenants that the key is for; nothing of the others shows, their number neither."""
+    own: list[str] = []
+    start: str | None = ""
+    while start is not None:
+        listed = await ask(services, "", ListTenants(new_id(), start, _SCANNED), TenantList)
+        own += [name for name in listed.tenants if access.may(name)]
+        start = listed.next
+    later = [name for name in own if name > after] if after else own
+    page = later[:limit]
+    return TenantList(page, page[-1] if len(later) > len(page) else None, len(own))
 
 
 @router.get("/{tenant}", summary="Look at a tenant")

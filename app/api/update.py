@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Request, Response
 
 from app.api import contexts
+from app.api.access import access_of, tenant_of
 from app.api.answers import UpdateAnswer, timings
 from app.api.body import JsonRoute
 from app.api.prompts import render
 from app.api.schemas import IdempotencyKey, UpdateBody
-from app.api.services import Use, note_tenant
+from app.api.services import Use
 from app.api.streaming import COMMENT, EventStream, event, parts
 from app.api.tokens import INLINE_CHARS, Tokenizer, check_tokens, need
 from app.api.worker import WorkerClient, new_id
@@ -42,17 +43,18 @@ async def update(
     idempotency_key: Annotated[IdempotencyKey | None, Header(alias="Idempotency-Key")] = None,
 ) -> Response | UpdateAnswer:
     """Answers once every block is durable and readable. A client that goes away does not stop it."""
-    note_tenant(request, body.tenant)
-    client = services.workers.of(body.tenant)
+    tenant = tenant_of(request, body.tenant)
+    client = services.workers.of(tenant)
     model = client.require()
     key = _one_key(body.idempotency_key, idempotency_key)
     cut, short = await _contexts(body, model, client.tokenizer, services.settings)
-    message = Update(new_id(), body.tenant, cut, key)
+    limits = access_of(request).limits
+    message = Update(new_id(), tenant, cut, key, limits.updates_per_day, limits.bytes)
     if body.stream:
         return EventStream(_events(client, message, short))
     part = await client.ask(message)
     assert isinstance(part, Updated)
-    return _answer(body.tenant, part, short)
+    return _answer(tenant, part, short)
 
 
 async def _events(client: WorkerClient, message: Update, short: Short) -> AsyncGenerator[bytes]:

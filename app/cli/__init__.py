@@ -10,14 +10,14 @@ from typing import NoReturn
 
 import typer
 
-from app.cli import ask, chat, serve, teach, tenants, transfers
+from app.cli import ask, chat, keys, serve, teach, tenants, transfers
 from app.cli.errors import FAILED, Refusal
 
 app = typer.Typer(
     name="memoryllm",
     help="A model server whose users each have a memory of their own.",
     epilog="Exit codes: 0 done, 2 wrong usage, 3 refused by the server, 4 no server or not ready, "
-    "5 the server failed, 130 interrupted.",
+    "5 the server failed, 130 interrupted. The client commands take an API key from MEMORYLLM_API_KEY.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,6 +28,7 @@ ask.register(app)
 chat.register(app)
 transfers.register(tenants.app)
 app.add_typer(tenants.app, name="tenants")
+app.add_typer(keys.app, name="keys")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import httpx
 
 from app.cli.errors import FAILED, UNAVAILABLE, USAGE, Refusal, from_answer
 
+KEY_VARIABLE = "MEMORYLLM_API_KEY"
+"""Where the API key is taken from: the command line can be read by everyone on the machine."""
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -37,6 +40,9 @@ class Api:
 
     def __init__(self, url: str, *, as_json: bool = False, timeout: float = 600.0) -> None:
         self.url, self.as_json = url, as_json
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise Refusal(f"{KEY_VARIABLE} holds no API key", USAGE, as_json=as_json)
         try:
             urlsplit(url)
             parsed = httpx.URL(url)
@@ -49,6 +55,7 @@ class Api:
             # reading the certificates takes longer than most requests
             verify=parsed.scheme == "https",
             timeout=httpx.Timeout(timeout, connect=5.0),
+            headers={"authorization": f"Bearer {key}"} if key else {},
             # a proxy would look for the loopback server on its own machine
             trust_env=parsed.host not in _LOOPBACK,
         )

@@ -21,6 +21,7 @@ from app.messages import Context, Update
 from app.model.batch import SelfUpdate
 from app.model.forgetting import draw
 from app.store.base import BlockRecord, Idempotency, Manifest
+from app.worker import quotas
 from app.worker.jobs import Job, Phase
 
 
@@ -91,13 +92,21 @@ class Updates:
     # ------------------------------------------------------------ beginning
 
     def begin(self, run: UpdateRun) -> None:
-        """Starts the first context, or first looks up what the idempotency key has done already."""
-        key = run.message.idempotency_key
-        if key is None:
+        """Starts the first context; first looks up what the idempotency key has done, and what the tenant may do."""
+        message = run.message
+        if message.idempotency_key is None and not message.updates_per_day and not message.most_bytes:
             self._next(run)
             return
         run.committing = True
-        store = self.residency.store
+
+        def look() -> list[BlockRecord]:
+            store, key = self.residency.store, message.idempotency_key
+            records = [] if key is None else store.find(message.tenant, key)
+            # what was done before is answered, whatever the limits are now
+            remaining = len(run.contexts) - len(records)
+            if remaining > 0:
+                quotas.check(store, message, remaining, self._block_bytes, time.time())
+            return records
 
         def done(result: object, error: ServiceError | None) -> None:
             run.committing = False
@@ -107,7 +116,14 @@ class Updates:
             assert isinstance(result, list)
             self._resume(run, result)
 
-        self._background(run.job.tenant, lambda: store.find(run.job.tenant, key), done)
+        self._background(run.job.tenant, look, done)
+
+    @property
+    def _block_bytes(self) -> int:
+        """Bytes of a block's hidden states in the store, about."""
+        config = self.residency.backbone.config
+        vectors = config.num_layers * config.num_tokens
+        return vectors * config.hidden_size * self.residency.backbone.dtype.itemsize
 
     def _resume(self, run: UpdateRun, records: list[BlockRecord]) -> None:
         marks = [r.idempotency for r in records if r.idempotency is not None]

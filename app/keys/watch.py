@@ -1,0 +1,50 @@
+"""The keys as they are now: the file is read again when it has changed, without a restart."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+
+from app.keys.file import BadKeysFile, read
+from app.keys.ring import Ring
+
+log = structlog.get_logger("api")
+
+_LOOK_EVERY = 1.0
+
+Mark = tuple[int, int, int]
+
+
+class WatchedRing:
+    """Raises BadKeysFile at the start; of a file that is bad later on, that is reported and the last good one stays."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mark = self._look()
+        self._ring = read(path)
+        self._looked = time.monotonic()
+
+    def _look(self) -> Mark | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    @property
+    def ring(self) -> Ring:
+        """The newest good keys; a change is seen within a second."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY:
+            self._looked = now
+            mark = self._look()
+            if mark != self._mark:
+                self._mark = mark
+                try:
+                    self._ring = read(self._path)
+                    log.info("keys read", keys=len(self._ring.keys))
+                except BadKeysFile as error:
+                    log.error("the keys file cannot be used, the last good keys stay", reason=str(error))
+        return self._ring

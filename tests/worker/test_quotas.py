@@ -1,0 +1,73 @@
+"""A tenant's limits in the worker: by what the store remembers, before anything is computed."""
+
+from __future__ import annotations
+
+import time
+from unittest import mock
+
+import pytest
+
+from app.messages import Context, Failed, Update, Updated
+from app.worker import quotas
+from tests.harness import Harness, load_backbone
+
+
+@pytest.fixture
+def harness() -> Harness:
+    return Harness(load_backbone("plain")[0])
+
+
+def update(harness: Harness, contexts: int, *, key: str | None = None, day: int = 0, most: int = 0) -> object:
+    request = harness.id()
+    text = [Context(list(range(20 + i, 40 + i))) for i in range(contexts)]
+    harness.send(Update(request, "ada", text, key, day, most))
+    harness.run()
+    return harness.final(request)
+
+
+def test_contexts_within_a_day_are_counted_across_restarts_of_the_count(harness: Harness) -> None:
+    assert isinstance(update(harness, 2, day=3), Updated)
+    refused = update(harness, 2, day=3)
+    assert isinstance(refused, Failed)
+    assert refused.code == "quota_exceeded"
+    # one of the two must be a day old
+    assert refused.retry_after is not None
+    assert quotas.DAY - 60 < refused.retry_after <= quotas.DAY
+    assert isinstance(update(harness, 1, day=3), Updated)
+    assert isinstance(update(harness, 1, day=3), Failed)
+    assert isinstance(update(harness, 1), Updated)
+    with mock.patch("time.time", return_value=time.time() + quotas.DAY + 1):
+        assert isinstance(update(harness, 3, day=3), Updated)
+
+
+def test_an_update_larger_than_the_limit_never_fits(harness: Harness) -> None:
+    refused = update(harness, 4, day=3)
+    assert isinstance(refused, Failed)
+    assert refused.retry_after is None
+    memory = harness.engine.residency.get("ada")
+    assert memory is not None
+    assert memory.version == 0
+
+
+def test_updates_that_compaction_has_archived_count_too() -> None:
+    harness = Harness(load_backbone("plain")[0], compacted_after=2)
+    assert isinstance(update(harness, 5, day=5), Updated)
+    assert isinstance(update(harness, 1, day=5), Failed)
+
+
+def test_a_retry_of_what_is_done_is_answered_whatever_is_used_up(harness: Harness) -> None:
+    first = update(harness, 2, key="k", day=2)
+    assert isinstance(first, Updated)
+    again = update(harness, 2, key="k", day=2, most=1)
+    assert isinstance(again, Updated)
+    assert again.replayed
+    assert isinstance(update(harness, 1, key="other", day=2), Failed)
+
+
+def test_bytes_in_the_store(harness: Harness) -> None:
+    assert isinstance(update(harness, 1, most=10**9), Updated)
+    used = harness.store.usage("ada")
+    refused = update(harness, 1, most=used + 100)
+    assert isinstance(refused, Failed)
+    assert refused.code == "quota_exceeded"
+    assert isinstance(update(harness, 1, most=used + 100_000), Updated)
