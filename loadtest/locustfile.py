@@ -3,11 +3,13 @@
     locust --locustfile loadtest/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s
 
 Needs locust alone (``pip install '.[load]'``). Each user is a tenant of its own, erased at the end. An answer
-from a version older than the last acknowledged update counts as a failure, whatever its status.
+from a version older than the last acknowledged update counts as a failure, whatever its status. A server with keys
+needs an admin's in MEMORYLLM_API_KEY.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import time
@@ -25,6 +27,8 @@ class Rememberer(HttpUser):
     wait_time = between(0.05, 0.5)
 
     def on_start(self) -> None:
+        if key := os.environ.get("MEMORYLLM_API_KEY"):
+            self.client.headers["authorization"] = f"Bearer {key}"
         self.tenant = f"load-{secrets.token_hex(8)}"
         self.version = 0
         self.update()
