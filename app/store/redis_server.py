@@ -161,7 +161,13 @@ class Server:
                 "this Redis has no append-only file and loses memories when it stops: set appendonly yes, "
                 "or say ?persistence=none if that is what you want"
             )
-        self.waits = self._appendfsync() != "always"
+        synced = self._appendfsync()
+        if synced == "no":
+            raise StoreFailed(
+                "this Redis leaves it to the system when its file is written (appendfsync no): set appendfsync always "
+                "or everysec"
+            )
+        self.waits = synced != "always"
         if self.waits and version < _WAITAOF_VERSION:
             raise StoreFailed(
                 f"this Redis ({text}) cannot tell when an update has reached its disk: set appendfsync always, "

@@ -2,111 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from app.errors import StoreFailed, TenantQuarantined
-from app.store.base import Idempotency, Manifest
+from app.errors import TenantQuarantined
+from app.store.base import Manifest
 from app.store.disk import DiskStore
 from app.store.records import checksum, seal
-from tests.store.memorydisk import Folder, Leaf, MemoryDisk
-
-
-def small_store(root: Path) -> MemoryDisk:
-    disk = MemoryDisk(root)
-    store = DiskStore(root, files=disk)
-    for tenant in ("ada", "bob"):
-        store.create(Manifest(tenant, 7, "f", 0.0))
-        for version in range(3):
-            mark = Idempotency(f"k{version}", 0, 1, "d")
-            data = f"{tenant} {version}".encode()
-            store.commit(tenant, version, data, time=0.0, tokens=16, text="words", idempotency=mark)
-            if version == 1:
-                store.compact(tenant, 2, f"{tenant} pool".encode())
-    store.close()
-    return disk
-
-
-def everything(store: DiskStore, tenant: str) -> list[Any]:
-    manifest = store.load(tenant)
-    assert manifest is not None
-    assert manifest.snapshot is not None
-    refs = [manifest.snapshot.blob, *(block.blob for block in manifest.blocks)]
-    found = [store.find(tenant, f"k{version}") for version in range(4)]
-    return [manifest, [store.read(tenant, ref) for ref in refs], store.history(tenant), found]
-
-
-def everything_or_quarantine(store: DiskStore, tenant: str) -> list[Any] | None:
-    try:
-        return everything(store, tenant)
-    except TenantQuarantined:
-        return None
-
-
-def copy(folder: Folder) -> Folder:
-    return folder.after_crash("all")
-
-
-def altered(disk: MemoryDisk) -> Iterator[tuple[Path, str, MemoryDisk]]:
-    """The disk with one bit of each byte flipped in turn, and with each file cut, emptied and removed."""
-    for path, leaf in disk.leaves():
-        original = bytes(leaf.now)
-        changes = {f"byte {n}": _flipped(original, n) for n in range(len(original))}
-        changes |= {f"cut to {n}": original[:n] for n in range(len(original))}
-        changes |= {"grown": original + b"\0", "doubled": original * 2}
-        for what, data in changes.items():
-            yield path, what, _with(disk, path, data)
-        yield path, "removed", _with(disk, path, None)
-
-
-def _flipped(data: bytes, position: int) -> bytes:
-    return data[:position] + bytes([data[position] ^ 1 << position % 8]) + data[position + 1 :]
-
-
-def _with(disk: MemoryDisk, path: Path, data: bytes | None) -> MemoryDisk:
-    changed = MemoryDisk(disk.root, copy(disk.folder))
-    folder = changed._folder(path.parent)
-    if data is None:
-        del folder.now[path.name]
-    else:
-        folder.now[path.name] = Leaf(data, data)
-    return changed
+from tests.faults.damage import everything, on_disk, small_store, with_file
+from tests.store.memorydisk import MemoryDisk
 
 
 def test_every_altered_byte_is_noticed_or_harmless_and_touches_one_tenant(tmp_path: Path) -> None:
-    disk = small_store(tmp_path)
-    store = DiskStore(tmp_path, files=MemoryDisk(tmp_path, copy(disk.folder)))
-    intact = {tenant: everything(store, tenant) for tenant in ("ada", "bob")}
-    owners = {store._home.directory(tenant): tenant for tenant in intact}
-    store.close()
-    noticed = harmless = 0
-    for path, what, changed in altered(disk):
-        owner = owners.get(path.parent)
-        try:
-            store = DiskStore(tmp_path, files=changed)
-        except StoreFailed:
-            assert path.name == "FORMAT", (path, what)
-            noticed += 1
-            continue
-        assert path.name != "FORMAT"
-        assert list(store.tenants()) == ["ada", "bob"]
-        for tenant, expected in intact.items():
-            found = everything_or_quarantine(store, tenant)
-            if tenant != owner:
-                assert found == expected, (path, what)
-            elif found is None:
-                noticed += 1
-            else:
-                assert path.name == "name", (path, what)
-                assert found == expected
-                harmless += 1
-        store.close()
-    assert noticed > 2000
-    assert harmless > 50
+    """One bit of each byte; ``make torture`` flips all eight."""
+    found = on_disk(tmp_path, bits=1)
+    assert found.unnoticed == []
+    assert found.noticed > 2000
+    assert found.harmless > 50
 
 
 def test_a_quarantined_tenant_can_be_erased_and_made_anew(tmp_path: Path) -> None:
@@ -155,7 +69,7 @@ def test_files_of_another_tenant_or_another_version_are_noticed(tmp_path: Path) 
         (ada / "manifest", bob / "manifest", "belongs to another tenant"),
         (blocks[ada], blocks[bob], "a blob is damaged"),
     ):
-        changed = _with(disk, target, disk.read(source))
+        changed = with_file(disk, target, disk.read(source))
         store = DiskStore(tmp_path, files=changed)
         everything(store, "bob")
         with pytest.raises(TenantQuarantined, match=said):
@@ -168,7 +82,7 @@ def test_a_name_that_is_another_tenant_s_is_not_believed(tmp_path: Path) -> None
     store = DiskStore(tmp_path, files=disk)
     ada, bob = (store._home.directory(tenant) for tenant in ("ada", "bob"))
     store.close()
-    store = DiskStore(tmp_path, files=_with(disk, ada / "name", disk.read(bob / "name")))
+    store = DiskStore(tmp_path, files=with_file(disk, ada / "name", disk.read(bob / "name")))
     assert list(store.tenants()) == ["ada", "bob"]
     store.close()
 

@@ -59,6 +59,7 @@ def opened(redis_server: RedisServer) -> Iterator[Any]:
     [
         ({"maxmemory-policy": "allkeys-lru", "maxmemory": "100mb"}, "maxmemory-policy noeviction"),
         ({"appendonly": "no"}, "appendonly yes"),
+        ({"appendfsync": "no"}, "appendfsync always or everysec"),
         ({"requirepass": "hush"}, "wants a password"),
     ],
 )
