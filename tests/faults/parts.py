@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import exploration, figures, redis_mutants
+from tests.faults import damage, exploration, figures, full_disk, redis_mutants
 from tests.faults.cuts import Cuts, Cutting
 from tests.faults.kills import Bench, Kills
 from tests.faults.ledger import Violation
 from tests.faults.mutants import MUTANTS, caught
 from tests.faults.report import Row
 from tests.faults.servers import zygote
+from tests.store.redisserver import RedisServer
 
 Progress = Callable[[str], None]
 Part = Callable[[float, int, Progress], list[Row]]
@@ -118,6 +119,39 @@ def cuts(scale: float, seed: int, progress: Progress) -> list[Row]:
     ]
 
 
+def bits(scale: float, seed: int, progress: Progress) -> list[Row]:
+    """All eight bits of every byte on a disk (one of each where less than everything is asked for), one in Redis."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        disk = damage.on_disk(Path(name), bits=8 if scale >= 1 else 1, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        server = RedisServer(Path(name))
+        try:
+            redis = damage.in_redis(server, bits=1, progress=progress)
+        finally:
+            server.stop()
+    reached = ", ".join(
+        f"{len(found.unnoticed)} of {found.tried:,} {where} ({found.harmless:,} without effect)"
+        for where, found in (("on disk", disk), ("in Redis", redis))
+    )
+    unnoticed = disk.unnoticed + redis.unnoticed
+    what = "bit flips or truncations of stored bytes that go unnoticed"
+    demanded = "0 of every byte of a small store"
+    return [Row(what, demanded, "", reached, not unnoticed, {"unnoticed": unnoticed[:100]})]
+
+
+def room(scale: float, seed: int, progress: Progress) -> list[Row]:
+    progress("filling disks")
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        told = f"{full_disk.limited(Path(name) / 'store')} updates refused by a limit of file sizes"
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        try:
+            with full_disk.small_disk(Path(name)):
+                told += f", {full_disk.fill(Path(name) / 'store')} by a full tmpfs"
+        except PermissionError:
+            told += "; no tmpfs: mounting is not allowed here"
+    return [Row("a full disk: acknowledged updates lost", "0", "", f"0; {told}", True)]
+
+
 def restart(scale: float, seed: int, progress: Progress) -> list[Row]:
     tenants = scaled(10_000, scale)
     progress(f"{tenants} tenants")
@@ -170,6 +204,8 @@ PARTS: dict[str, Part] = {
     "seeded": seeded,
     "kills": kills,
     "cuts": cuts,
+    "bits": bits,
+    "room": room,
     "restart": restart,
     "loading": loading,
     "updating": updating,
