@@ -31,8 +31,8 @@ class MemoryStore:
     def claim(self, tenant: str) -> Manifest | None:
         return self.load(tenant)
 
-    def claimed(self, tenant: str) -> bool:
-        return True
+    def claimed(self, tenant: str) -> bytes | None:
+        return b"the only one"
 
     def release(self, tenant: str) -> None: ...
 

@@ -23,7 +23,7 @@ from app.memory.source import Source
 from app.memory.traffic import Traffic
 from app.memory.warm import Warm, WarmTier
 from app.model.backbone import Backbone
-from app.store.base import Manifest, Store
+from app.store.base import ClaimMark, Manifest, Store
 
 Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None], None]], None]
 """Runs the first function in a background thread, then hands result and error to the second in the loop."""
@@ -72,6 +72,8 @@ class Residency(Source):
         self._claiming: set[str] = set()
         self._leaving: dict[str, Leaving] = {}
         self._stale: set[str] = set()
+        # the claim under which a memory here was the newest
+        self._claims: dict[str, ClaimMark | None] = {}
 
     # ------------------------------------------------------------ looking
 
@@ -87,7 +89,12 @@ class Residency(Source):
 
     def resident(self, tenant: str) -> bool:
         """Whether an update can begin in the next step: the newest version is here, and no other server makes one."""
-        return tenant in self._resident and tenant not in self._stale and self.store.claimed(tenant)
+        return tenant in self._resident and tenant not in self._stale and self._ours(tenant)
+
+    def _ours(self, tenant: str) -> bool:
+        """Whether nobody else can have changed the tenant since its memory came, whatever took a claim meanwhile."""
+        mark = self.store.claimed(tenant)
+        return mark is not None and mark == self._claims.get(tenant)
 
     def readable(self, tenant: str) -> bool:
         """Whether a generation can begin in the next step."""
@@ -135,7 +142,7 @@ class Residency(Source):
             memory = None
         if memory is None:
             return self._load(tenant, ahead)
-        if not self.store.claimed(tenant):
+        if not self._ours(tenant):
             return self._claim(tenant)
         if read and not self.arena.readable(memory):
             return self._heat(memory)
@@ -151,13 +158,25 @@ class Residency(Source):
             if error is not None:
                 self.failures[tenant] = error
             elif memory is not None:
-                now = (result.lineage, result.version) if isinstance(result, Manifest) else None
+                assert isinstance(result, tuple)
+                self._claims[tenant], manifest = result
+                now = (manifest.lineage, manifest.version) if isinstance(manifest, Manifest) else None
                 if now != (memory.lineage, memory.version):
                     self.renew(tenant)
 
+        def work() -> tuple[ClaimMark | None, Manifest | None]:
+            mark = self._mark(tenant)
+            # asked after the mark was seen: as long as it stands this is the newest
+            return mark, self.store.claim(tenant)
+
         self.sent += 1
-        self._submit(lambda: self.store.claim(tenant), done)
+        self._submit(work, done)
         return True
+
+    def _mark(self, tenant: str) -> ClaimMark | None:
+        """Claims the tenant; what is read of it from here on is the newest while the mark stands. Any thread."""
+        self.store.claim(tenant)
+        return self.store.claimed(tenant)
 
     def owed(self, tenant: str) -> bool:
         """Whether the memory is here for a request that has not begun."""
@@ -221,15 +240,20 @@ class Residency(Source):
                 self.arena.give_slot(place)
                 self.failures[tenant] = error
                 return
-            assert isinstance(result, Loaded)
-            memory = result.memory
+            assert isinstance(result, tuple)
+            self._claims[tenant], loaded = result
+            assert isinstance(loaded, Loaded)
+            memory = loaded.memory
             memory.owed = True
             self._resident[tenant] = memory
             self.arena.touch(memory)
-            self.traffic.loaded(result.tier, time.monotonic() - sent, result.moved)
+            self.traffic.loaded(loaded.tier, time.monotonic() - sent, loaded.moved)
+
+        def work() -> tuple[ClaimMark | None, Loaded]:
+            return self._mark(tenant), self._loader.load(tenant, place, after, warm, leaving)
 
         self.sent += 1
-        self._submit(lambda: self._loader.load(tenant, place, after, warm, leaving), done)
+        self._submit(work, done)
         return True
 
     # ------------------------------------------------------------ going
@@ -246,6 +270,7 @@ class Residency(Source):
         """Takes the memory out of its slot; returns what is to be copied out first, if anything."""
         tenant = memory.tenant
         del self._resident[tenant]
+        self._claims.pop(tenant, None)
         self.arena.evict(memory)
         self.traffic.evictions += 1
         if tenant in self._stale:
@@ -319,6 +344,7 @@ class Residency(Source):
         """Drops an erased or distrusted tenant from every tier. The caller has seen to it that nobody holds it."""
         self.warm.drop(tenant)
         memory = self._resident.pop(tenant, None)
+        self._claims.pop(tenant, None)
         if memory is not None:
             self.arena.evict(memory)
         self._stale.discard(tenant)

@@ -19,6 +19,8 @@ from typing import Protocol
 import msgspec
 
 FORMAT = 1
+# names one claim of a tenant, see Store.claimed
+ClaimMark = bytes
 
 
 class Idempotency(msgspec.Struct, frozen=True):
@@ -108,8 +110,12 @@ class Store(Protocol):
         """
         ...
 
-    def claimed(self, tenant: str) -> bool:
-        """Whether the claim surely still holds. No I/O, never waits long. A disk store: always."""
+    def claimed(self, tenant: str) -> ClaimMark | None:
+        """The mark of the claim while it surely holds, else None. No I/O, never waits long.
+
+        While the mark stays the same nobody else has changed the tenant; a claim that lapsed and was taken anew has
+        another, whoever here took it. A disk store: always the same.
+        """
         ...
 
     def release(self, tenant: str) -> None:

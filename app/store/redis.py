@@ -136,11 +136,11 @@ class RedisStore(Operations):
         with self._locks.holding(tenant):
             return self._redis_manifests.claim(tenant)
 
-    def claimed(self, tenant: str) -> bool:
-        held = self._redis_manifests.leases.holder(tenant) is not None
-        if held:
+    def claimed(self, tenant: str) -> bytes | None:
+        holder = self._redis_manifests.leases.holder(tenant)
+        if holder is not None:
             self._redis_manifests.leases.use(tenant)
-        return held
+        return holder
 
     def release(self, tenant: str) -> None:
         self._redis_manifests.leases.release(tenant)

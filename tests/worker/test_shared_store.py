@@ -7,7 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.messages import Failed, Generate, GetTenant, Reply, Sampling, TenantInfo
+from app.messages import (
+    Failed,
+    Generate,
+    GetHistory,
+    GetMemory,
+    GetTenant,
+    MemoryView,
+    Reply,
+    Sampling,
+    TenantInfo,
+)
 from app.store.base import Store
 from app.store.url import open_store
 from tests.harness import Harness, load_backbone
@@ -70,6 +80,29 @@ def test_a_worker_that_comes_back_reads_what_the_other_wrote(workers: tuple[Harn
     memory = first.engine.residency.get("ada")
     assert memory is not None
     assert memory.version == 2
+
+
+def test_a_look_takes_the_claim_but_not_the_trust(workers: tuple[Harness, Harness]) -> None:
+    """Whoever asks for the history claims the tenant again; what is resident is no newer for that."""
+    first, second = workers
+    first.update("ada", context(20))
+    assert patiently(second, "ada", second.store)
+    second.update("ada", context(60))
+    after = second.generate("ada", PROMPT, 4)
+    second.store.close()
+    first.send(GetHistory("history", "ada"))
+    first.run()
+    assert first.store.claimed("ada")
+    memory = first.engine.residency.get("ada")
+    assert memory is not None
+    assert memory.version == 1
+    first.send(GetMemory("memory", "ada"))
+    first.run()
+    view = first.final("memory")
+    assert isinstance(view, Reply)
+    assert isinstance(view.body, MemoryView)
+    assert view.body.memory_version == 2
+    assert first.generate("ada", PROMPT, 4) == after
 
 
 def test_while_one_works_the_other_says_come_back(workers: tuple[Harness, Harness]) -> None:
