@@ -156,6 +156,8 @@ class Cutting:
             self._compare([after], what)
             return after
         self.found.failed += 1
+        # who failed claims anew before anything else, which fences off what may still be on its way
+        self._claim(step)
         found = self._compare([memories, after], what)
         if found is after and after != memories:
             self.found.done += 1
@@ -163,6 +165,12 @@ class Cutting:
         self._proxy.settle()
         self._compare([found], f"{what}, later")
         return found
+
+    def _claim(self, step: Step) -> None:
+        assert self._store is not None
+        store = self._store
+        for tenant in filter(None, (step.tenant, step.target)):
+            self._patiently(lambda tenant=tenant: store.claim(tenant))  # type: ignore[misc]
 
     def _begin(self, step: Step) -> str:
         """Prepares a fault; its kind."""

@@ -29,8 +29,10 @@ _TENANTS = 12
 _UPDATERS = 4
 _READERS = 1
 # few enough that memories come and go: six pools on the device, six beside
-_SETTINGS = {"model": str(CHECKPOINTS / MODEL), "resident_bytes": 300_000, "warm_bytes": 300_000}
-_TRANSPORT = (OSError, http.client.HTTPException)
+SETTINGS = {"model": str(CHECKPOINTS / MODEL), "resident_bytes": 300_000, "warm_bytes": 300_000}
+# a killed server's lease stands for a while yet
+_MAYBE_LATER = {"worker_unavailable", "tenant_elsewhere", "version_conflict"}
+TRANSPORT = (OSError, http.client.HTTPException)
 _EPOCH = 40
 _DEEP = 10
 
@@ -57,7 +59,7 @@ class Bench:
     def __init__(self, url: str, directory: Path | None, zygote: Zygote, seed: int, **settings: Any) -> None:
         """``directory`` is a disk store's, where the kills can be aimed."""
         self.url, self._directory, self._zygote = url, directory, zygote
-        self._settings = {**_SETTINGS, **settings, "store": url}
+        self._settings = {**SETTINGS, **settings, "store": url}
         self._rng = random.Random(seed)
         self._seed = seed
         self._shadow = Shadow(MODEL)
@@ -183,7 +185,7 @@ class Bench:
         try:
             while not stop.is_set() and work(caller, rng):
                 pass
-        except _TRANSPORT:
+        except TRANSPORT:
             return
         except BaseException as error:
             failed.append(error)
@@ -192,44 +194,19 @@ class Bench:
 
     def _update(self, caller: Caller, rng: random.Random) -> bool:
         ledger = rng.choice(self.ledgers)
-        return self._send(caller, ledger, ledger.begin())
-
-    def _send(self, caller: Caller, ledger: Ledger, number: int) -> bool:
-        """Whether the server goes on."""
-        body = {"tenant": ledger.tenant, "text": tokens_of(ledger.tenant, number)}
-        key = key_of(ledger.tenant, number)
-        if key is not None:
-            body["idempotency_key"] = key
-        status, data = caller.ask("POST", "/update", body)
-        answer = json.loads(data)
-        if status == 200:
-            ledger.answered(number, answer["memory_version"])
-            self.done.updates += 1
-            return True
-        if status == 429:
-            ledger.refused(number)
-            return True
-        if status != 503:
-            raise Violation(f"an update was answered {status}: {answer}")
-        return answer["error"]["code"] != "worker_unavailable"
+        goes_on, taken = send(caller, ledger, ledger.begin())
+        self.done.updates += taken
+        return goes_on
 
     def _generate(self, caller: Caller, rng: random.Random) -> bool:
         ledger = rng.choice(self.ledgers)
         least = ledger.highest
-        prompt = [3 + rng.randrange(300) for _ in range(6)]
-        body = {"tenant": ledger.tenant, "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
-        status, data = caller.ask("POST", "/generate", body)
-        answer = json.loads(data)
-        if status != 200:
-            if status not in (429, 503):
-                raise Violation(f"a generation was answered {status}: {answer}")
-            return status == 429 or answer["error"]["code"] != "worker_unavailable"
-        if answer["memory_version"] < least:
-            raise Violation(
-                f"{ledger.tenant} reads {answer['memory_version']} after {least} was acknowledged"
-            )
-        self.done.generations += 1
-        return True
+        goes_on, version = reads(caller, ledger.tenant, [3 + rng.randrange(300) for _ in range(6)])
+        if version is not None:
+            if version < least:
+                raise Violation(f"{ledger.tenant} reads {version} after {least} was acknowledged")
+            self.done.generations += 1
+        return goes_on
 
     # ------------------------------------------------------------ looking
 
@@ -240,7 +217,7 @@ class Bench:
             for ledger in self.ledgers:
                 waiting = set(ledger.open)
                 before = dict(ledger.acknowledged)
-                self._history(caller, ledger)
+                history(caller, ledger)
                 there = {part.number for part in ledger.parts[-200:]}
                 self.done.unanswered += len(waiting)
                 self.done.found += len(waiting & there)
@@ -255,7 +232,8 @@ class Bench:
         for number in [*unanswered, *answered]:
             end = time.monotonic() + 30.0
             while number in ledger.open or number in answered:
-                if self._send(caller, ledger, number) and number in ledger.acknowledged:
+                if send(caller, ledger, number)[1]:
+                    self.done.updates += number not in answered
                     break
                 assert time.monotonic() < end, "the server does not take an update"
                 time.sleep(0.02)
@@ -266,22 +244,7 @@ class Bench:
                 )
             self.done.again += 1
         if unanswered or answered:
-            self._history(caller, ledger)
-
-    def _history(self, caller: Caller, ledger: Ledger) -> None:
-        path = f"/tenants/{ledger.tenant}"
-        known = len(ledger.parts)
-        status, body = caller.get(f"{path}/history?limit=1000")
-        if status == 404:
-            ledger.settle([], 0)
-            return
-        if status != 200:
-            raise Violation(f"{ledger.tenant}: a history was answered {status}: {body}")
-        entries = [entry for entry in reversed(body["updates"]) if entry["memory_version"] > known]
-        ledger.settle(entries, body["memory_version"])
-        status, body = caller.get(f"{path}/memory")
-        if status != 200 or body["memory_version"] != len(ledger.parts):
-            raise Violation(f"{ledger.tenant}: the memory is not at {len(ledger.parts)}: {body}")
+            history(caller, ledger)
 
     def _compare(self) -> None:
         """Without a server: the pools in the store against the same updates computed anew."""
@@ -293,3 +256,57 @@ class Bench:
                 self.done.pools += 1
         finally:
             store.close()
+
+
+# ---------------------------------------------------------------- requests
+
+
+def send(caller: Caller, ledger: Ledger, number: int) -> tuple[bool, bool]:
+    """One update: whether the server goes on, and whether it has acknowledged it. Raises Violation, ``TRANSPORT``."""
+    body: dict[str, Any] = {"tenant": ledger.tenant, "text": tokens_of(ledger.tenant, number)}
+    key = key_of(ledger.tenant, number)
+    if key is not None:
+        body["idempotency_key"] = key
+    status, data = caller.ask("POST", "/update", body)
+    answer = json.loads(data)
+    if status == 200:
+        ledger.answered(number, answer["memory_version"])
+        return True, True
+    if status == 429:
+        ledger.refused(number)
+    return _goes_on(status, answer), False
+
+
+def reads(caller: Caller, tenant: str, prompt: list[int]) -> tuple[bool, int | None]:
+    """A generation: whether the server goes on, and the version that was read. Raises Violation, ``TRANSPORT``."""
+    body = {"tenant": tenant, "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
+    status, data = caller.ask("POST", "/generate", body)
+    answer = json.loads(data)
+    if status == 200:
+        return True, answer["memory_version"]
+    return _goes_on(status, answer), None
+
+
+def _goes_on(status: int, answer: dict[str, Any]) -> bool:
+    code = answer["error"]["code"]
+    if status != 429 and code not in _MAYBE_LATER:
+        raise Violation(f"a request was answered {status}: {answer}")
+    time.sleep(0.02)
+    return bool(code != "worker_unavailable")
+
+
+def history(caller: Caller, ledger: Ledger) -> None:
+    """The tenant's history and memory against the ledger. Raises Violation."""
+    path = f"/tenants/{ledger.tenant}"
+    known = len(ledger.parts)
+    status, body = caller.get(f"{path}/history?limit=1000")
+    if status == 404:
+        ledger.settle([], 0)
+        return
+    if status != 200:
+        raise Violation(f"{ledger.tenant}: a history was answered {status}: {body}")
+    entries = [entry for entry in reversed(body["updates"]) if entry["memory_version"] > known]
+    ledger.settle(entries, body["memory_version"])
+    status, body = caller.get(f"{path}/memory")
+    if status != 200 or body["memory_version"] != len(ledger.parts):
+        raise Violation(f"{ledger.tenant}: the memory is not at {len(ledger.parts)}: {body}")

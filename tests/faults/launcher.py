@@ -6,12 +6,13 @@ The worker gets this process's standard input and error. It imports nothing of t
 """
 
 import json
+import os
 import socket
 import sys
 
 with socket.socket(socket.AF_UNIX) as zygote:
     zygote.connect(sys.argv[1])
-    socket.send_fds(zygote, [json.dumps({"work": sys.argv[3]}).encode()], [0, 2])
+    socket.send_fds(zygote, [json.dumps({"work": sys.argv[3], "for": os.getppid()}).encode()], [0, 2])
     # from here on the worker alone holds the pipe that the server gave us
     sys.stdin.close()
     code = zygote.makefile().readline().strip()

@@ -13,6 +13,7 @@ from tests.faults.ledger import Violation
 from tests.faults.mutants import MUTANTS, caught
 from tests.faults.report import Row
 from tests.faults.servers import zygote
+from tests.faults.sleepers import LEASE, Sleepers
 from tests.store.redisserver import RedisServer
 
 Progress = Callable[[str], None]
@@ -73,6 +74,50 @@ def kills(scale: float, seed: int, progress: Progress) -> list[Row]:
         except Violation as error:
             broken = str(error)
     return [row_of(bench.done, "on disk", wanted, broken)]
+
+
+def kills_redis(scale: float, seed: int, progress: Progress) -> list[Row]:
+    wanted, broken = scaled(500, scale), ""
+
+    def told(done: Kills) -> None:
+        progress(f"{done.cycles} of {wanted} cycles, {done.updates} updates acknowledged")
+
+    with tempfile.TemporaryDirectory(prefix="faults-") as name, zygote(Path(name)) as forks:
+        redis = RedisServer(Path(name))
+        try:
+            bench = Bench(f"{redis.url}?lease={LEASE}", None, forks, seed)
+            bench.run(wanted, told, cold_every=max(2, wanted // 20))
+        except Violation as error:
+            broken = str(error)
+        finally:
+            redis.stop()
+    return [row_of(bench.done, "in Redis", wanted, broken)]
+
+
+def sleepers(scale: float, seed: int, progress: Progress) -> list[Row]:
+    wanted, broken = scaled(100, scale), ""
+    with tempfile.TemporaryDirectory(prefix="faults-") as name, zygote(Path(name)) as forks:
+        redis = RedisServer(Path(name))
+        pair = Sleepers(redis.url, forks, seed)
+        try:
+            pair.run(wanted, lambda done: progress(f"{done.cycles} of {wanted} cycles"))
+        except Violation as error:
+            broken = str(error)
+        finally:
+            pair.close()
+            redis.stop()
+    done = pair.done
+    return [
+        Row(
+            "SIGSTOP of a lease holder while another server takes its tenant",
+            "0 written over, 0 stale answers",
+            "",
+            f"{done.cycles} cycles, {done.caught} with an update under way: "
+            f"{broken or '0 written over, 0 stale answers'}",
+            not broken and done.cycles >= wanted,
+            vars(done),
+        )
+    ]
 
 
 def row_of(done: Kills, where: str, wanted: int, broken: str) -> Row:
@@ -203,7 +248,9 @@ PARTS: dict[str, Part] = {
     "states": states,
     "seeded": seeded,
     "kills": kills,
+    "kills-redis": kills_redis,
     "cuts": cuts,
+    "sleepers": sleepers,
     "bits": bits,
     "room": room,
     "restart": restart,

@@ -58,7 +58,7 @@ class Caller:
 
 
 class Zygote:
-    """The forking process. ``births`` are pids of the workers it has started; ``gone`` those that have ended."""
+    """The forking process. ``workers`` are pids of those it has started and of their servers; ``gone`` have ended."""
 
     def __init__(self, directory: Path) -> None:
         self._path = str(directory / "zygote.sock")
@@ -71,7 +71,7 @@ class Zygote:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.workers: list[int] = []
+        self.workers: list[tuple[int, int]] = []
         self.servers: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.gone: set[int] = set()
         ready = threading.Event()
@@ -90,7 +90,7 @@ class Zygote:
             elif word == "serve":
                 self.servers.put(int(numbers[0]))
             elif word == "work":
-                self.workers.append(int(numbers[0]))
+                self.workers.append((int(numbers[0]), int(numbers[1])))
             elif word == "end":
                 self.gone.add(int(numbers[0]))
 
@@ -180,7 +180,6 @@ class ForkedServer(Server):
 
     def __init__(self, zygote: Zygote, **settings: Any) -> None:
         self._zygote = zygote
-        self._seen = len(zygote.workers)
         ours, theirs = os.pipe()
         self.lines = []
         self._asker = zygote.ask({"serve": {"host": "127.0.0.1", "port": 0, **settings}}, [theirs])
@@ -201,8 +200,11 @@ class ForkedServer(Server):
         self._listens.set()
 
     def worker(self) -> int:
-        until(lambda: len(self._zygote.workers) > self._seen, "a worker")
-        return self._zygote.workers[-1]
+        until(lambda: bool(self._workers()), "a worker")
+        return self._workers()[-1]
+
+    def _workers(self) -> list[int]:
+        return [pid for pid, server in self._zygote.workers if server == self.pid]
 
     def kill(self) -> None:
         if self.pid not in self._zygote.gone:
@@ -210,10 +212,9 @@ class ForkedServer(Server):
             until(lambda: self.pid in self._zygote.gone, "the end of a killed server")
 
     def close(self) -> None:
-        workers = self._zygote.workers[self._seen :]
         self.kill()
         self._asker.close()
-        until(lambda: all(pid in self._zygote.gone for pid in workers), "the end of the workers")
+        until(lambda: all(pid in self._zygote.gone for pid in self._workers()), "the end of the workers")
         self._reader.join(10)
 
 

@@ -82,7 +82,7 @@ def test_cuts_lose_and_mix_nothing(tmp_path: Path) -> None:
         cutting.run(30, lambda _: None)
     finally:
         cutting.close()
-    assert cutting.found.cycles == 30
+    assert cutting.found.cycles >= 30
     assert len(cutting.found.by) >= 3
     assert cutting.found.failed > 0
 

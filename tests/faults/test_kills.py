@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from tests.faults.kills import MODEL, Bench
 from tests.faults.ledger import Ledger, Part, Violation, contexts_of, key_of
 from tests.faults.servers import zygote
 from tests.faults.shadow import Shadow
+from tests.faults.sleepers import LEASE, Sleepers
 from tests.harness import Harness, load_backbone
+from tests.store.redisserver import RedisServer
 
 
 def test_kills_lose_nothing(tmp_path: Path) -> None:
@@ -109,3 +112,25 @@ def test_the_shadow_sees_other_numbers_and_other_updates() -> None:
     # one bit of an old token: too little for the computation to tell, but this one was seen before
     with pytest.raises(Violation, match="changed"):
         shadow.check(store, told)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis")
+    yield server
+    server.stop()
+
+
+def test_on_redis_kills_and_sleep_lose_nothing(tmp_path: Path, redis: RedisServer) -> None:
+    with zygote(tmp_path) as forks:
+        bench = Bench(f"{redis.url}?lease={LEASE}", None, forks, seed=4)
+        bench.run(2, lambda _: None)
+        pair = Sleepers(redis.url, forks, seed=4)
+        try:
+            pair.run(2, lambda _: None)
+        finally:
+            pair.close()
+    assert bench.done.cycles == 2
+    assert bench.done.updates > 0
+    assert pair.done.reads >= 2

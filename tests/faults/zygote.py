@@ -4,8 +4,8 @@
 
 What runs in the children is ``run_server`` and ``app.worker.__main__.main``; only their imports came before. A
 request on the socket is a line of JSON with file descriptors: ``{"serve": settings}`` with the child's output, or
-``{"work": endpoint}`` with a worker's standard input and error. Births and deaths are told on standard output. Whoever
-asks keeps the connection: it gets the exit code at the end, and closing it kills the child.
+``{"work": endpoint, "for": the server's pid}`` with a worker's standard input and error. Births and deaths are told
+on standard output. Whoever asks keeps the connection: it gets the exit code at the end, and closing it kills the child.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Zygote:
         for descriptor in descriptors:
             os.close(descriptor)
         self._children[pid] = asker
-        say(f"{next(iter(request))} {pid}")
+        say(f"{next(iter(request))} {pid} {request.get('for', 0)}")
 
     def _child(self, request: dict[str, object], asker: socket.socket, descriptors: list[int]) -> NoReturn:
         code = 70
