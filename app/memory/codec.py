@@ -89,9 +89,9 @@ def decode_snapshot(blob: bytes) -> Pool:
 
 
 def replay(base: Pool, blocks: Iterable[tuple[int, Block]]) -> Pool:
-    """The pool after ``blocks``, (version, block) pairs in order. Only surviving vectors are copied.
+    """The pool after ``blocks``, (version, block) pairs in order; ``base`` itself if there are none.
 
-    First the draws are followed on indices, then every block's survivors are gathered once. Raises
+    Only surviving vectors are copied: first the draws are followed on indices, then each block's are gathered. Raises
     FingerprintMismatch if a block has another shape than the base.
     """
     layers, size, width = base.hidden.shape
@@ -119,10 +119,23 @@ def replay(base: Pool, blocks: Iterable[tuple[int, Block]]) -> Pool:
         source = torch.cat([source.gather(1, keep), torch.full(shape, len(hidden) - 1)], dim=1)
         row = torch.cat([row.gather(1, keep), added.expand(shape)], dim=1)
         born = torch.cat([born.gather(1, keep), torch.full(shape, version, dtype=born.dtype)], dim=1)
+    if len(hidden) == 1:
+        return base
     pool = torch.empty_like(base.hidden)
+    # ranks are in order of age, so what is left of each block lies together
+    counts = [torch.bincount(each, minlength=len(hidden)).tolist() for each in source]
     for layer in range(layers):
-        at = min(layer, source.shape[0] - 1)
-        for index in sorted(set(source[at].tolist())):
-            where = source[at] == index
-            pool[layer, where] = hidden[index][layer, row[at, where]].to(pool.dtype)
+        at, begin = min(layer, source.shape[0] - 1), 0
+        for vectors, count in zip(hidden, counts[at], strict=True):
+            if count:
+                part = slice(begin, begin + count)
+                _gather(vectors[layer], row[at, part], pool[layer, part])
+                begin += count
     return Pool(pool, born.contiguous())
+
+
+def _gather(vectors: Tensor, rows: Tensor, target: Tensor) -> None:
+    if vectors.dtype == target.dtype:
+        torch.index_select(vectors, 0, rows, out=target)
+    else:
+        target.copy_(vectors[rows])
