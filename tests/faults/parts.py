@@ -6,14 +6,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import damage, exploration, figures, full_disk, redis_mutants
+from tests.faults import damage, exploration, figures, full_disk, mutants, redis_mutants, worker_mutants
 from tests.faults.cuts import Cuts, Cutting
 from tests.faults.kills import Bench, Kills
 from tests.faults.ledger import Violation
-from tests.faults.mutants import MUTANTS, caught
+from tests.faults.oracle import Oracle
 from tests.faults.report import Row
 from tests.faults.servers import zygote
 from tests.faults.sleepers import LEASE, Sleepers
+from tests.faults.worker import WorkerBench
+from tests.harness import load_backbone
 from tests.store.redisserver import RedisServer
 
 Progress = Callable[[str], None]
@@ -47,16 +49,47 @@ def states(scale: float, seed: int, progress: Progress) -> list[Row]:
 
 
 def seeded(scale: float, seed: int, progress: Progress) -> list[Row]:
-    names = [(name, True) for name in MUTANTS] + [(name, False) for name in redis_mutants.MUTANTS]
-    names = names[: scaled(len(names), scale)]
+    oracle = Oracle(load_backbone("plain")[0])
+    catch: dict[str, Callable[[str, Path], object]] = {
+        **dict.fromkeys(mutants.MUTANTS, lambda name, _: mutants.caught(name)),
+        **dict.fromkeys(redis_mutants.MUTANTS, redis_mutants.caught),
+        **dict.fromkeys(worker_mutants.MUTANTS, lambda name, at: worker_mutants.caught(name, oracle, at)),
+    }
+    names = list(catch)[: scaled(len(catch), scale)]
     missed = []
-    for count, (name, disk) in enumerate(names):
+    for count, name in enumerate(names):
         progress(f"{count} of {len(names)}")
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-            if not (caught(name) if disk else redis_mutants.caught(name, Path(folder))):
+            if not catch[name](name, Path(folder)):
                 missed.append(name)
     reached = f"{len(names) - len(missed)} of {len(names)}"
     return [Row("seeded bugs caught", "10 of 10", "30 of 30", reached, not missed, {"missed": missed})]
+
+
+def worker(scale: float, seed: int, progress: Progress) -> list[Row]:
+    wanted, broken = scaled(1000, scale), ""
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        bench = WorkerBench(Oracle(load_backbone("plain")[0]), Path(name))
+        try:
+            while bench.done.scripts < wanted:
+                bench.run(seed * 1_000_000 + bench.done.scripts)
+                progress(f"{bench.done.scripts} of {wanted} scripts")
+        except Violation as error:
+            broken = str(error)
+    done = bench.done
+    result = broken or (
+        f"{done.acknowledged:,} updates acknowledged, {done.crashes:,} crashes, {done.failures:,} failed calls, 0"
+    )
+    return [
+        Row(
+            "a worker's random requests on a failing disk, updates lost, doubled or read otherwise",
+            "1,000 scripts, 0",
+            "",
+            f"{done.scripts:,} scripts: {result}",
+            not broken and done.scripts >= wanted,
+            vars(done),
+        )
+    ]
 
 
 def kills(scale: float, seed: int, progress: Progress) -> list[Row]:
@@ -247,6 +280,7 @@ def space(scale: float, seed: int, progress: Progress) -> list[Row]:
 PARTS: dict[str, Part] = {
     "states": states,
     "seeded": seeded,
+    "worker": worker,
     "kills": kills,
     "kills-redis": kills_redis,
     "cuts": cuts,
