@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
+import pytest
 import torch
 
 # test models are so small that a second thread only adds waiting, the more so on a busy machine
@@ -11,3 +13,10 @@ torch.set_num_threads(1)
 
 # a run that a shell put in the background ignores Ctrl-C, and all that the tests start would as well
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What needs a GPU is run by itself (``make test-gpu``): elsewhere the kernels are Triton's interpreter's."""
+    if collection_path.name == "gpu" and not any("gpu" in Path(given).parts for given in config.args):
+        return True
+    return None

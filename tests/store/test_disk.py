@@ -491,7 +491,6 @@ def test_stores_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("redis://localhost", "not available yet"),
         ("s3://bucket", "unknown store s3"),
         ("disk://", "names no directory"),
         ("disk://memories", "disk:///absolute"),
