@@ -255,8 +255,12 @@ class RedisStore(Operations):
             answers: list[bytes] = pipeline.execute()
             return answers
 
-        answers = self._server.again(doing, write)
-        self._server.durable(answers)
+        try:
+            answers = self._server.again(doing, write)
+            self._server.durable(answers)
+        except StoreFailed:
+            self._redis_manifests.doubt(tenant)
+            raise
         if answers[0] in (b"fenced", b"changed"):
             self._redis_manifests.leases.drop(tenant)
             raise TenantElsewhere("another server is at work for this tenant", retry_after=1.0)

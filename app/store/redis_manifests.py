@@ -97,6 +97,12 @@ class RedisManifests:
 
     # ------------------------------------------------------------ writing
 
+    def doubt(self, tenant: str) -> None:
+        """Nobody can tell whether a change was made, or still will be: the next claim asks, and fences it off."""
+        with self._guard:
+            self._unsure.add(tenant)
+        self.leases.drop(tenant)
+
     def begin(self, manifest: Manifest) -> Manifest:
         """Makes a tenant of this manifest. Raises TenantExists, TenantElsewhere, StoreFull, StoreFailed."""
         self._put(manifest.tenant, "", manifest)
@@ -140,10 +146,7 @@ class RedisManifests:
             if answer == b"ok":
                 self._server.durable(answers)
         except StoreFailed:
-            # nobody can tell whether it was written, or still will be: the next claim fences it off
-            with self._guard:
-                self._unsure.add(tenant)
-            self.leases.drop(tenant)
+            self.doubt(tenant)
             raise
         if answer == b"exists":
             raise TenantExists("this tenant exists already")

@@ -276,6 +276,26 @@ def test_a_commit_that_may_still_arrive_is_fenced_off(opened: Any) -> None:
     assert store._redis_manifests.leases.holder("ada") not in (None, late)
 
 
+def test_an_erasure_whose_answer_was_lost_is_not_taken_for_undone(opened: Any) -> None:
+    store = opened()
+    store.create(manifest())
+    commit(store, 1)
+    again = store._server.again
+
+    def cut(doing: str, call: Any) -> Any:
+        answer = again(doing, call)
+        if doing == "erasing a tenant":
+            raise StoreFailed("the answer is lost")
+        return answer
+
+    with mock.patch.object(store._server, "again", cut), pytest.raises(StoreFailed):
+        store.erase("ada")
+    assert store.claim("ada") is None
+    assert store.load("ada") is None
+    assert list(store.tenants()) == []
+    assert store.erase("ada") is not None
+
+
 # ---------------------------------------------------------------- blobs, damage, room
 
 
