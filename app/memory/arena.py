@@ -39,8 +39,8 @@ class Memory:
 
     ``tail`` [L, K, d] is the newest block's hidden states, None while the memory is not initialised.
     ``born`` int32 [L or 1, N] is the version that wrote each rank. ``pins`` counts who needs it to stay.
-    ``lineage`` counts the store's rollbacks and rebuilds: with the version it names one content. ``owed``: it was
-    brought for a request that has not begun.
+    ``created`` and ``lineage`` are the manifest's; with the version they name one content. ``owed``: it was brought
+    for a request that has not begun.
     """
 
     tenant: str
@@ -54,7 +54,13 @@ class Memory:
     pins: int = 0
     used: int = 0
     lineage: int = 0
+    created: float = 0.0
     owed: bool = False
+
+    @property
+    def content(self) -> tuple[float, int, int]:
+        """See ``app.store.base.content``."""
+        return self.created, self.lineage, self.version
 
     @property
     def initialized(self) -> bool:

@@ -12,7 +12,7 @@ from app.memory.arena import Arena, Memory, View
 from app.memory.lanes import Lanes, Mark
 from app.memory.source import Source
 from app.memory.warm import Buffers, Seat, Warm
-from app.store.base import Manifest
+from app.store.base import Manifest, content
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Loader:
         """
         manifest = self._manifest(tenant)
         out = [] if leaving is None else self._out(leaving)
-        if warm is not None and (warm.lineage, warm.version) == (manifest.lineage, manifest.version):
+        if warm is not None and warm.content == content(manifest):
             buffers, rank, born, tier = warm.seat.buffers, warm.rank, warm.born, "warm"
         elif manifest.version == 0 and self._begun is not None:
             buffers, rank, born, tier = (
@@ -136,5 +136,13 @@ class Loader:
         version = manifest.version
         view = View(version, rank)
         return Memory(
-            manifest.tenant, manifest.seed, slot, version, tail, born, view, lineage=manifest.lineage
+            manifest.tenant,
+            manifest.seed,
+            slot,
+            version,
+            tail,
+            born,
+            view,
+            lineage=manifest.lineage,
+            created=manifest.created,
         )

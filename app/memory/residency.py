@@ -23,7 +23,7 @@ from app.memory.source import Source
 from app.memory.traffic import Traffic
 from app.memory.warm import Warm, WarmTier
 from app.model.backbone import Backbone
-from app.store.base import ClaimMark, Manifest, Store
+from app.store.base import ClaimMark, Manifest, Store, content
 
 Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None], None]], None]
 """Runs the first function in a background thread, then hands result and error to the second in the loop."""
@@ -44,7 +44,8 @@ class Erasure:
 class Residency(Source):
     """Loads, evicts and looks up tenants' memories.
 
-    ``waiting`` tells whether a tenant has requests that wait; ``sent`` counts what went to background threads.
+    ``waiting`` tells whether a tenant has requests that wait; ``settled`` is told of one whose claim or load has ended,
+    for whom nobody may be waiting any more; ``sent`` counts what went to background threads.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Residency(Source):
         super().__init__(backbone, store, fingerprint)
         self.backbone, self.arena = backbone, arena
         self.waiting: Callable[[str], bool] = lambda _: False
+        self.settled: Callable[[str], None] = lambda _: None
         self.failures: dict[str, ServiceError] = {}
         self.traffic = Traffic()
         self.sent = 0
@@ -160,9 +162,9 @@ class Residency(Source):
             elif memory is not None:
                 assert isinstance(result, tuple)
                 self._claims[tenant], manifest = result
-                now = (manifest.lineage, manifest.version) if isinstance(manifest, Manifest) else None
-                if now != (memory.lineage, memory.version):
+                if manifest is None or content(manifest) != memory.content:
                     self.renew(tenant)
+            self.settled(tenant)
 
         def work() -> tuple[ClaimMark | None, Manifest | None]:
             mark = self._mark(tenant)
@@ -239,15 +241,16 @@ class Residency(Source):
             if error is not None:
                 self.arena.give_slot(place)
                 self.failures[tenant] = error
-                return
-            assert isinstance(result, tuple)
-            self._claims[tenant], loaded = result
-            assert isinstance(loaded, Loaded)
-            memory = loaded.memory
-            memory.owed = True
-            self._resident[tenant] = memory
-            self.arena.touch(memory)
-            self.traffic.loaded(loaded.tier, time.monotonic() - sent, loaded.moved)
+            else:
+                assert isinstance(result, tuple)
+                self._claims[tenant], loaded = result
+                assert isinstance(loaded, Loaded)
+                memory = loaded.memory
+                memory.owed = True
+                self._resident[tenant] = memory
+                self.arena.touch(memory)
+                self.traffic.loaded(loaded.tier, time.monotonic() - sent, loaded.moved)
+            self.settled(tenant)
 
         def work() -> tuple[ClaimMark | None, Loaded]:
             return self._mark(tenant), self._loader.load(tenant, place, after, warm, leaving)
@@ -277,7 +280,7 @@ class Residency(Source):
             self._stale.discard(tenant)
             return None
         here = self.warm.get(tenant)
-        if here is not None and (here.lineage, here.version) == (memory.lineage, memory.version):
+        if here is not None and here.content == memory.content:
             return None
         self.warm.drop(tenant)
         # version 0 is the checkpoint's own pool, which lies in host memory anyway
@@ -298,7 +301,7 @@ class Residency(Source):
         if kept:
             self.warm.put(
                 memory.tenant,
-                Warm(memory.lineage, memory.version, memory.view.rank, memory.born, leaving.seat),
+                Warm(memory.content, memory.view.rank, memory.born, leaving.seat),
             )
         else:
             self.warm.give(leaving.seat)

@@ -46,11 +46,10 @@ class Seat:
 class Warm:
     """A copy and what it is a copy of: ``rank`` int32 [L, N + K], ``born`` int32 [L or 1, N].
 
-    ``lineage`` and ``version`` together name one content.
+    ``content`` is as in ``app.store.base.content``.
     """
 
-    lineage: int
-    version: int
+    content: tuple[float, int, int]
     rank: Tensor
     born: Tensor
     seat: Seat

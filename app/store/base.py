@@ -85,6 +85,11 @@ class Manifest(msgspec.Struct, frozen=True):
     lineage: int = 0
 
 
+def content(manifest: Manifest) -> tuple[float, int, int]:
+    """(created, lineage, version): names one content, also among those of tenants of this name that were erased."""
+    return manifest.created, manifest.lineage, manifest.version
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """What an erasure removed."""
 

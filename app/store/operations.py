@@ -46,6 +46,10 @@ class Operations:
     def _load(self, tenant: str) -> Manifest | None:
         raise NotImplementedError
 
+    def _look(self, tenant: str) -> Manifest | None:
+        """As ``_load``, by one who only reads."""
+        return self._load(tenant)
+
     def _make(self, tenant: str, fill: Callable[[Place], Manifest]) -> Manifest:
         raise NotImplementedError
 
@@ -72,7 +76,9 @@ class Operations:
             return self._blobs.read(tenant, blob)
         except FileNotFoundError as error:
             with self._locks.holding(tenant):
-                manifest = self._require(tenant)
+                manifest = self._look(tenant)
+            if manifest is None:
+                raise TenantNotFound("there is no such tenant") from error
             if blob not in lineages.blobs_of(manifest):
                 raise VersionConflict("the memory has changed meanwhile", retry_after=0.1) from error
             raise quarantined("a blob is missing") from error

@@ -2,12 +2,13 @@
 
 Keys of a tenant, under ``<prefix>:{<id>}:``, the id being a hash of its name:
 
-    manifest                       what is true: sealed as on a disk
-    blob:<name>:<n>, blobs         chunks of blobs, and the hash of all there may be
-    lease, holder, fence, wanted   who may write, see ``redis_leases``
-    erasing                        the manifest of a tenant being erased
+    manifest                 what is true: sealed as on a disk
+    blob:<name>:<n>, blobs   chunks of blobs, and the hash of all there may be
+    lease, wanted            who may write, and that another would, see ``redis_leases``; they lapse
+    erasing                  the manifest of a tenant being erased
 
-and for all tenants ``<prefix>:tenants`` (a sorted set of names), ``:format`` and ``:key``. Blobs are written first,
+and for all tenants ``<prefix>:tenants`` (a sorted set of names), ``:fence`` (the last claim's number), ``:format`` and
+``:key``. Blobs are written first,
 then one script swaps the manifest. With an append-only file that is synced always, Redis answers when the change is
 on its disk; otherwise the store waits for that (WAITAOF) before it acknowledges anything.
 """
@@ -18,8 +19,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.errors import ServiceError, StoreFailed, TenantElsewhere, TenantExists, TenantQuarantined
-from app.store.base import BlobRef, Manifest, Receipt
+from app.errors import (
+    ServiceError,
+    StoreFailed,
+    TenantElsewhere,
+    TenantExists,
+    TenantNotFound,
+    TenantQuarantined,
+)
+from app.store.base import BlobRef, BlockRecord, Manifest, Receipt
 from app.store.home import STORE_FORMAT
 from app.store.lineages import Copy
 from app.store.locks import TenantLocks
@@ -90,10 +98,11 @@ class RedisStore(Operations):
     def _check_format(self) -> None:
         client = self._server.client
         ours = STORE_FORMAT.encode()
-        found = self._server.again(
-            "opening the store", lambda: client.set(self._keys.format, ours, nx=True, get=True)
-        )
-        if found not in (None, ours):
+        found = self._server.again("opening the store", lambda: client.get(self._keys.format))
+        if found is None:
+            self._server.again("opening the store", lambda: client.setnx(self._keys.format, ours))
+            found = self._server.again("opening the store", lambda: client.get(self._keys.format)) or b""
+        if found != ours:
             shown = found[:64].decode("utf-8", "replace")
             raise StoreFailed(f"the store has the format {shown!r}, not {STORE_FORMAT!r}")
 
@@ -102,7 +111,8 @@ class RedisStore(Operations):
         proof = self._server.again("opening the store", lambda: client.get(key))
         if proof is None and texts.encrypting:
             made = seal(texts.proof())
-            proof = self._server.again("opening the store", lambda: client.set(key, made, nx=True, get=True))
+            self._server.again("opening the store", lambda: client.setnx(key, made))
+            proof = self._server.again("opening the store", lambda: client.get(key))
         if proof is None:
             return
         if not texts.encrypting:
@@ -125,6 +135,7 @@ class RedisStore(Operations):
         for tenant in self._listed(erasing=True):
             with suppress(ServiceError):
                 self.erase(tenant)
+            self.release(tenant)
 
     # ------------------------------------------------------------ claims
 
@@ -137,10 +148,10 @@ class RedisStore(Operations):
             return self._redis_manifests.claim(tenant)
 
     def claimed(self, tenant: str) -> bytes | None:
-        holder = self._redis_manifests.leases.holder(tenant)
-        if holder is not None:
+        lease = self._redis_manifests.leases.held(tenant)
+        if lease is not None:
             self._redis_manifests.leases.use(tenant)
-        return holder
+        return lease
 
     def release(self, tenant: str) -> None:
         self._redis_manifests.leases.release(tenant)
@@ -172,6 +183,22 @@ class RedisStore(Operations):
         self._locks.check()
         return self._redis_manifests.look(tenant)
 
+    def history(self, tenant: str) -> list[BlockRecord]:
+        """As ``Store.history``; looking on claims nothing, so that another server may be at work meanwhile."""
+        while True:
+            manifest = self.load(tenant)
+            if manifest is None:
+                raise TenantNotFound("there is no such tenant")
+            try:
+                return self._histories.readable(self._histories.records(manifest), tenant)
+            except TenantQuarantined:
+                # its archive may have been replaced since
+                if self.load(tenant) == manifest:
+                    raise
+
+    def _look(self, tenant: str) -> Manifest | None:
+        return self._redis_manifests.look(tenant)
+
     def _load(self, tenant: str) -> Manifest | None:
         return self._redis_manifests.claim(tenant)
 
@@ -199,7 +226,7 @@ class RedisStore(Operations):
         if held or going:
             self._redis_blobs.remove(tenant, held)
             self._end_erasure(tenant)
-            self._redis_manifests.leases.take(tenant, anew=True)
+            self._redis_manifests.leases.take(tenant)
 
     def erase(self, tenant: str) -> Receipt | None:
         """Raises StoreFull or StoreFailed if anything may be left; asking again goes on from there."""
@@ -207,7 +234,7 @@ class RedisStore(Operations):
             manifest = None
             with suppress(TenantQuarantined):
                 manifest = self._redis_manifests.claim(tenant)
-            if self._redis_manifests.leases.holder(tenant) is None:
+            if self._redis_manifests.leases.held(tenant) is None:
                 # a quarantined tenant is claimed as well
                 self._redis_manifests.leases.take(tenant)
             held = self._redis_blobs.held(tenant)
@@ -226,42 +253,34 @@ class RedisStore(Operations):
             return Receipt(tenant, version, len(held), size)
 
     def _held_by_us(self, tenant: str) -> bytes:
-        holder = self._redis_manifests.leases.holder(tenant)
-        if holder is None:
+        lease = self._redis_manifests.leases.held(tenant)
+        if lease is None:
             raise TenantElsewhere("another server is at work for this tenant", retry_after=1.0)
-        return holder
+        return lease
 
     def _out_of_reach(self, tenant: str) -> bool:
         """Durably hides the tenant from every reader; False if there is none."""
-        keys = [self._keys.of(tenant, what) for what in ("manifest", "holder", "erasing")]
+        keys = [self._keys.of(tenant, what) for what in ("manifest", "lease", "erasing")]
         answer = self._durably("erasing a tenant", ERASE, [*keys, self._keys.index], tenant)
         self._redis_manifests.forget(tenant)
         return answer == b"ok"
 
     def _end_erasure(self, tenant: str) -> None:
-        what = ("erasing", "blobs", "fence", "holder", "lease", "wanted", "manifest")
+        what = ("erasing", "blobs", "lease", "wanted", "manifest")
         erasing, *others = (self._keys.of(tenant, each) for each in what)
         self._durably("erasing a tenant", ERASED, [erasing, self._keys.index, *others], tenant)
         self._redis_manifests.leases.drop(tenant)
 
     def _durably(self, doing: str, source: str, keys: list[str], tenant: str) -> bytes:
-        holder = self._held_by_us(tenant)
-        script = self._server.script(source)
-
-        def write() -> list[bytes]:
-            pipeline = self._server.client.pipeline(transaction=False)
-            script(keys=keys, args=[holder, tenant], client=pipeline)
-            self._server.wait(pipeline)
-            answers: list[bytes] = pipeline.execute()
-            return answers
-
+        lease = self._held_by_us(tenant)
         try:
-            answers = self._server.again(doing, write)
-            self._server.durable(answers)
+            answer: bytes = self._server.again(
+                doing, lambda: self._server.settled(source, keys, [lease, tenant])
+            )
         except StoreFailed:
             self._redis_manifests.doubt(tenant)
             raise
-        if answers[0] in (b"fenced", b"changed"):
+        if answer in (b"fenced", b"changed"):
             self._redis_manifests.leases.drop(tenant)
             raise TenantElsewhere("another server is at work for this tenant", retry_after=1.0)
-        return answers[0]
+        return answer

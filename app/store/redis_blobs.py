@@ -45,15 +45,23 @@ class RedisBlobs:
         """
         view = memoryview(data)
         try:
-            self._note(tenant, name, len(data))
             for number in range(chunks(len(data))):
                 piece = bytes(view[number * CHUNK : (number + 1) * CHUNK])
-                key = self._chunk(tenant, name, number)
-                self._server.again("writing a blob", lambda k=key, p=piece: self._server.client.set(k, p))  # type: ignore[misc]
+                self._put_chunk(tenant, name, number, piece, len(data))
         except ServiceError:
             self.discard(tenant, [name])
             raise
         return BlobRef(name, len(data), checksum(data))
+
+    def _put_chunk(self, tenant: str, name: str, number: int, piece: bytes, size: int) -> None:
+        def write() -> None:
+            pipeline = self._server.client.pipeline(transaction=False)
+            if not number:
+                pipeline.hset(self._keys.of(tenant, "blobs"), name, size)
+            pipeline.set(self._chunk(tenant, name, number), piece)
+            pipeline.execute()
+
+        self._server.again("writing a blob", write)
 
     def share(self, tenant: str, copy: Copy, target: str) -> None:
         """Copies ``tenant``'s blob, on the server, to a new one of ``target``'s. Raises TenantQuarantined, StoreFull,
@@ -97,14 +105,22 @@ class RedisBlobs:
 
     def remove(self, tenant: str, sizes: dict[str, int]) -> None:
         """Removes blobs of these sizes. Raises StoreFailed."""
-        for name, size in sizes.items():
-            keys = [self._chunk(tenant, name, number) for number in range(chunks(size))]
-            self._server.again("removing a blob", lambda k=keys: self._server.client.unlink(*k))  # type: ignore[misc]
-            noted = self._keys.of(tenant, "blobs")
-            self._server.again("removing a blob", lambda n=name, k=noted: self._server.client.hdel(k, n))  # type: ignore[misc]
+        if not sizes:
+            return
+
+        def unlink() -> None:
+            pipeline = self._server.client.pipeline(transaction=False)
+            for name, size in sizes.items():
+                pipeline.unlink(*(self._chunk(tenant, name, number) for number in range(chunks(size))))
+                pipeline.hdel(self._keys.of(tenant, "blobs"), name)
+            pipeline.execute()
+
+        self._server.again("removing blobs", unlink)
 
     def discard(self, tenant: str, names: list[str]) -> None:
         """As ``remove``, for what is in nobody's way if it stays: it is swept at the tenant's next claim."""
+        if not names:
+            return
         try:
             held = self.held(tenant)
             self.remove(tenant, {name: held[name] for name in names if name in held})

@@ -15,20 +15,22 @@ from dataclasses import dataclass
 
 import redis
 
-from app.errors import StoreFailed, TenantElsewhere
+from app.errors import TenantElsewhere
 from app.store.home import tenant_id
 from app.store.redis_scripts import CLAIM, RELEASE, RENEW
 from app.store.redis_server import Server
 
 # a lease counts as held until this share of it is left, for clocks and networks that are late
 _MARGIN = 0.25
+# so often within a lease's time claims are renewed, and those asked for given up
+_ROUNDS = 5
 
 
 @dataclass
 class Claim:
-    """``until`` is monotonic time; ``holder`` is what fences; ``idle`` when nobody here needs the tenant."""
+    """``until`` is monotonic time; ``lease`` is what fences; ``idle`` when nobody here needs the tenant."""
 
-    holder: bytes
+    lease: bytes
     until: float
     idle: bool = False
 
@@ -37,7 +39,6 @@ class Claim:
 class Claimed:
     """What the server said at a claim: ``manifest`` as it lies there, and if the tenant is listed or half erased."""
 
-    holder: bytes
     manifest: bytes | None
     listed: bool
     erasing: bool
@@ -50,6 +51,7 @@ class Keys:
         self.index = f"{prefix}:tenants"
         self.format = f"{prefix}:format"
         self.key = f"{prefix}:key"
+        self.fence = f"{prefix}:fence"
         self._prefix = prefix
 
     def of(self, tenant: str, what: str) -> str:
@@ -63,6 +65,7 @@ class Leases:
         self._server, self._keys, self._lost = server, keys, lost
         self._name = secrets.token_hex(8)
         self._ttl = server.options.lease
+        self._milliseconds = int(self._ttl * 1000)
         self._claims: dict[str, Claim] = {}
         self._guard = threading.Lock()
         self._stop = threading.Event()
@@ -81,35 +84,47 @@ class Leases:
 
     # ------------------------------------------------------------ claims
 
-    def holder(self, tenant: str) -> bytes | None:
-        """The claim's mark while it surely holds."""
+    def held(self, tenant: str) -> bytes | None:
+        """The claim's lease while it surely holds: ``<number>:<server>``."""
         with self._guard:
             claim = self._claims.get(tenant)
-            return claim.holder if claim is not None and time.monotonic() < claim.until else None
+            return claim.lease if claim is not None and time.monotonic() < claim.until else None
 
-    def take(self, tenant: str, *, anew: bool = False) -> Claimed:
-        """Claims the tenant, or claims it again. ``anew`` fences off what this server itself has under way.
+    def take(self, tenant: str) -> Claimed:
+        """Claims the tenant, or claims it again. After ``drop`` it has another number, which fences off what this
+        server itself may have under way.
 
         Raises TenantElsewhere, StoreFull, StoreFailed.
         """
         began = time.monotonic()
-        keys = [
-            self._keys.of(tenant, k) for k in ("lease", "holder", "fence", "wanted", "manifest", "erasing")
-        ]
-        arguments = [self._name, int(self._ttl * 1000), tenant, int(anew)]
-        script = self._server.script(CLAIM)
-        answer = self._server.again(
-            "claiming a tenant", lambda: script(keys=[*keys, self._keys.index], args=arguments)
-        )
-        if not answer[0]:
-            left = max(int(answer[1]), 0) / 1000
-            raise TenantElsewhere(
-                "another server is at work for this tenant", retry_after=round(min(left, self._ttl) + 0.05, 2)
-            )
-        _, holder, manifest, listed, erasing = answer
         with self._guard:
-            self._claims[tenant] = Claim(holder, began + self._ttl * (1 - _MARGIN))
-        return Claimed(holder, manifest, bool(listed), bool(erasing))
+            # a lease that is ours but not known here was dropped, or is being given up
+            anew = tenant not in self._claims
+        lease, wanted, manifest, erasing = (
+            self._keys.of(tenant, what) for what in ("lease", "wanted", "manifest", "erasing")
+        )
+        keys = [lease, self._keys.fence, wanted, manifest, erasing, self._keys.index]
+        arguments = [self._name, self._milliseconds, tenant, int(anew)]
+        script = self._server.although_full(CLAIM)
+        answer = self._server.again("claiming a tenant", lambda: self._server.script(script, keys, arguments))
+        if not answer[0]:
+            # an idle holder gives way in its next round
+            left = min(max(int(answer[1]), 0) / 1000, self._ttl / _ROUNDS)
+            raise TenantElsewhere(
+                "another server is at work for this tenant", retry_after=round(left + 0.05, 2)
+            )
+        _, mark, found, listed, half_erased = answer
+        if found is not None and self._server.waits:
+            # what another server wrote, or this one without learning of it, may not be on the disk yet
+            still = self._server.again(
+                "claiming a tenant",
+                lambda: self._server.settled(RENEW, [lease], [mark, self._milliseconds]),
+            )
+            if not still:
+                raise TenantElsewhere("the claim lapsed while the store was waited for", retry_after=1.0)
+        with self._guard:
+            self._claims[tenant] = Claim(mark, began + self._ttl * (1 - _MARGIN))
+        return Claimed(found, bool(listed), bool(half_erased))
 
     def release(self, tenant: str) -> None:
         """Nobody here needs the tenant now: another server may have it for the asking."""
@@ -132,40 +147,64 @@ class Leases:
     # ------------------------------------------------------------ renewing
 
     def _run(self) -> None:
-        while not self._stop.wait(self._ttl / 5):
-            for tenant, claim in self._due():
+        while not self._stop.wait(self._ttl / _ROUNDS):
+            try:
+                self._round()
+            except (redis.RedisError, OSError):
                 # a server that cannot be reached ends the claims by their time
-                with suppress(redis.RedisError, StoreFailed):
-                    self._renew(tenant, claim)
+                continue
 
-    def _due(self) -> list[tuple[str, Claim]]:
+    def _round(self) -> None:
+        """Renews every claim in use, and gives up those that are idle and asked for; one trip for all."""
+        claims, began = self._standing(), time.monotonic()
+        if not claims:
+            return
+        pipeline = self._server.client.pipeline(transaction=False)
+        for tenant, claim, idle in claims:
+            if idle:
+                pipeline.exists(self._keys.of(tenant, "wanted"))
+            else:
+                lease = self._keys.of(tenant, "lease")
+                self._server.script(RENEW, [lease], [claim.lease, self._milliseconds], pipeline)
+        answers = pipeline.execute(raise_on_error=False)
+        for (tenant, claim, idle), answer in zip(claims, answers, strict=True):
+            if isinstance(answer, Exception):
+                continue
+            if not idle:
+                self._renewed(tenant, claim, bool(answer), began)
+            elif answer:
+                self._give_way(tenant, claim)
+
+    def _standing(self) -> list[tuple[str, Claim, bool]]:
+        """All claims, and whether they are idle; without those that are idle and over."""
         with self._guard:
             now = time.monotonic()
-            for tenant in [t for t, c in self._claims.items() if c.until <= now and c.idle]:
+            over = [tenant for tenant, claim in self._claims.items() if claim.until <= now and claim.idle]
+            for tenant in over:
                 del self._claims[tenant]
-            return list(self._claims.items())
+            claims = [(tenant, claim, claim.idle) for tenant, claim in self._claims.items()]
+        for tenant in over:
+            self._lost(tenant)
+        return claims
 
-    def _renew(self, tenant: str, claim: Claim) -> None:
-        began = time.monotonic()
-        keys = [self._keys.of(tenant, "lease"), self._keys.of(tenant, "wanted")]
-        if claim.idle:
-            if self._server.client.exists(keys[1]):
-                with self._guard:
-                    # somebody here may have come back meanwhile
-                    if self._claims.get(tenant) is not claim or not claim.idle:
-                        return
-                    del self._claims[tenant]
-                self._lost(tenant)
-                self._give(tenant, claim)
-            return
-        answer = self._server.script(RENEW)(keys=keys, args=[claim.holder, int(self._ttl * 1000)])
+    def _renewed(self, tenant: str, claim: Claim, holds: bool, began: float) -> None:
         with self._guard:
-            mine = self._claims.get(tenant) is claim
-            if mine and answer[0]:
+            if self._claims.get(tenant) is not claim:
+                return
+            if holds:
                 claim.until = began + self._ttl * (1 - _MARGIN)
-        if mine and not answer[0]:
+        if not holds:
             self.drop(tenant)
+
+    def _give_way(self, tenant: str, claim: Claim) -> None:
+        with self._guard:
+            # somebody here may have come back meanwhile
+            if self._claims.get(tenant) is not claim or not claim.idle:
+                return
+            del self._claims[tenant]
+        self._lost(tenant)
+        self._give(tenant, claim)
 
     def _give(self, tenant: str, claim: Claim) -> None:
         keys = [self._keys.of(tenant, "lease"), self._keys.of(tenant, "wanted")]
-        self._server.script(RELEASE)(keys=keys, args=[claim.holder])
+        self._server.script(RELEASE, keys, [claim.lease])

@@ -24,14 +24,12 @@ class RedisManifests:
         self._server, self._keys, self._blobs = server, keys, blobs
         self._guard = threading.Lock()
         self._cache: dict[str, Manifest] = {}
-        self._unsure: set[str] = set()
-        self._swept: set[str] = set()
         self.leases = Leases(server, keys, self.forget)
 
     # ------------------------------------------------------------ reading
 
     def cached(self, tenant: str) -> Manifest | None:
-        if self.leases.holder(tenant) is None:
+        if self.leases.held(tenant) is None:
             return None
         with self._guard:
             return self._cache.get(tenant)
@@ -40,7 +38,6 @@ class RedisManifests:
         """What is remembered of the tenant may be out of date."""
         with self._guard:
             self._cache.pop(tenant, None)
-            self._swept.discard(tenant)
 
     def claim(self, tenant: str) -> Manifest | None:
         """The manifest, this server being the only writer. Raises TenantElsewhere, TenantQuarantined, StoreFailed."""
@@ -48,9 +45,9 @@ class RedisManifests:
         manifest = self.cached(tenant)
         if manifest is not None:
             return manifest
-        found = self.leases.take(tenant, anew=tenant in self._unsure)
-        with self._guard:
-            self._unsure.discard(tenant)
+        # nobody may believe it again because the new claim holds
+        self.forget(tenant)
+        found = self.leases.take(tenant)
         if found.erasing:
             return None
         if found.manifest is None:
@@ -58,12 +55,10 @@ class RedisManifests:
                 raise quarantined("its manifest is missing")
             return None
         manifest = self._opened(found.manifest, tenant)
-        # once per claim: what another server began and did not end is this one's to remove
-        if tenant not in self._swept:
-            self._blobs.sweep(manifest)
+        # what another server began and did not end is this one's to remove
+        self._blobs.sweep(manifest)
         with self._guard:
             self._cache[tenant] = manifest
-            self._swept.add(tenant)
         return manifest
 
     def look(self, tenant: str) -> Manifest | None:
@@ -99,8 +94,6 @@ class RedisManifests:
 
     def doubt(self, tenant: str) -> None:
         """Nobody can tell whether a change was made, or still will be: the next claim asks, and fences it off."""
-        with self._guard:
-            self._unsure.add(tenant)
         self.leases.drop(tenant)
 
     def begin(self, manifest: Manifest) -> Manifest:
@@ -125,26 +118,17 @@ class RedisManifests:
         return new
 
     def _put(self, tenant: str, mark: str, manifest: Manifest) -> None:
-        holder = self.leases.holder(tenant)
-        if holder is None:
+        lease = self.leases.held(tenant)
+        if lease is None:
             self.forget(tenant)
             raise VersionConflict("another server may have changed the memory meanwhile", retry_after=0.1)
-        names = [self._keys.of(tenant, "manifest"), self._keys.of(tenant, "holder"), self._keys.index]
+        names = [self._keys.of(tenant, "manifest"), self._keys.of(tenant, "lease"), self._keys.index]
         keys = [*names, self._keys.of(tenant, "erasing")]
-        script = self._server.script(SWAP)
-
-        def write() -> list[object]:
-            pipeline = self._server.client.pipeline(transaction=False)
-            script(keys=keys, args=[holder, mark, seal(manifest), tenant], client=pipeline)
-            self._server.wait(pipeline)
-            answers: list[object] = pipeline.execute()
-            return answers
-
+        arguments = [lease, mark, seal(manifest), tenant]
         try:
-            answers = self._server.once("writing a manifest", write)
-            answer = answers[0]
-            if answer == b"ok":
-                self._server.durable(answers)
+            answer = self._server.once(
+                "writing a manifest", lambda: self._server.settled(SWAP, keys, arguments)
+            )
         except StoreFailed:
             self.doubt(tenant)
             raise
@@ -155,4 +139,3 @@ class RedisManifests:
             raise VersionConflict("another server has changed the memory meanwhile", retry_after=0.1)
         with self._guard:
             self._cache[tenant] = manifest
-            self._swept.add(tenant)

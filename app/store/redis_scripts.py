@@ -1,44 +1,43 @@
 """The Lua scripts of the Redis store: what must happen at once, or not at all.
 
-Keys of one tenant share a hash tag. ``holder`` names the claim that may write: ``<number>:<server>``, where the number
-rises with every claim, so that a server that slept through the end of its claim is recognised when it wakes.
+Keys of one tenant share a hash tag. ``lease`` names the claim that may write: ``<number>:<server>``. The number rises
+with every claim of any tenant and is never given twice, so that a server that slept through the end of its claim is
+recognised when it wakes, and what it sent before as well. Without a lease nobody writes.
 """
 
 from __future__ import annotations
 
-# KEYS lease, holder, fence, wanted, manifest, erasing, index; ARGV server, ttl (ms), tenant, anew (1: a new number
-# even if the lease is ours). Returns {1, holder, manifest or false, indexed} or {0, milliseconds left}.
+# KEYS lease, fence, wanted, manifest, erasing, index; ARGV server, ttl (ms), tenant, anew (1: a new number even if the
+# lease is ours). Returns {1, lease, manifest or false, listed, erasing} or {0, milliseconds left}.
 CLAIM = """
 local lease = redis.call('GET', KEYS[1])
 if lease and string.match(lease, ':(.*)$') ~= ARGV[1] then
-  redis.call('SET', KEYS[4], '1', 'PX', ARGV[2])
+  redis.call('SET', KEYS[3], '1', 'PX', ARGV[2])
   return {0, redis.call('PTTL', KEYS[1])}
 end
-local holder = lease
-if not lease or ARGV[4] == '1' or redis.call('GET', KEYS[2]) ~= lease then
-  holder = redis.call('INCR', KEYS[3]) .. ':' .. ARGV[1]
-  redis.call('SET', KEYS[2], holder)
+if not lease or ARGV[4] == '1' then
+  lease = redis.call('INCR', KEYS[2]) .. ':' .. ARGV[1]
 end
-redis.call('SET', KEYS[1], holder, 'PX', ARGV[2])
-redis.call('DEL', KEYS[4])
-local indexed = redis.call('ZSCORE', KEYS[7], ARGV[3])
-return {1, holder, redis.call('GET', KEYS[5]), indexed and 1 or 0, redis.call('EXISTS', KEYS[6])}
+redis.call('SET', KEYS[1], lease, 'PX', ARGV[2])
+redis.call('DEL', KEYS[3])
+local listed = redis.call('ZSCORE', KEYS[6], ARGV[3])
+return {1, lease, redis.call('GET', KEYS[4]), listed and 1 or 0, redis.call('EXISTS', KEYS[5])}
 """
 
-# KEYS lease, wanted; ARGV holder, ttl (ms). Returns {1, wanted} while the claim holds, {0} when it does not.
+# KEYS lease; ARGV the claim's lease, ttl (ms). Returns 1 while the claim holds, 0 when it does not.
 RENEW = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0} end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {1, redis.call('EXISTS', KEYS[2])}
+return 1
 """
 
-# KEYS lease, wanted; ARGV holder. Gives the lease up if it is still this claim's.
+# KEYS lease, wanted; ARGV the claim's lease. Gives it up if it is still this claim's.
 RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2]) end
 return 1
 """
 
-# KEYS manifest, holder, index, erasing; ARGV holder, mark of the manifest that must be there ('': none), the new
+# KEYS manifest, lease, index, erasing; ARGV lease, mark of the manifest that must be there ('': none), the new
 # manifest, tenant. Returns 'ok', or why not: 'fenced', 'exists', 'changed'.
 SWAP = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'fenced' end
@@ -54,7 +53,7 @@ redis.call('ZADD', KEYS[3], 0, ARGV[4])
 return 'ok'
 """
 
-# KEYS manifest, holder, erasing, index; ARGV holder, tenant. Takes the tenant out of reach. Only commands that a full
+# KEYS manifest, lease, erasing, index; ARGV lease, tenant. Takes the tenant out of reach. Only commands that a full
 # server allows. Returns 'ok', 'absent' or 'fenced'.
 ERASE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'fenced' end
@@ -67,11 +66,17 @@ if redis.call('ZSCORE', KEYS[4], ARGV[2]) then return 'ok' end
 return 'absent'
 """
 
-# KEYS erasing, index, blobs, fence, holder, lease, wanted, manifest; ARGV holder, tenant. The end of an erasure.
+# KEYS erasing, index, blobs, lease, wanted, manifest; ARGV lease, tenant. The end of an erasure. A second time, as
+# after an answer that was lost, it changes nothing.
 ERASED = """
-if redis.call('GET', KEYS[5]) ~= ARGV[1] then return 'fenced' end
-if redis.call('EXISTS', KEYS[8]) == 1 then return 'changed' end
+if redis.call('GET', KEYS[4]) ~= ARGV[1] then
+  if redis.call('EXISTS', KEYS[1], KEYS[3], KEYS[6]) == 0 and not redis.call('ZSCORE', KEYS[2], ARGV[2]) then
+    return 'ok'
+  end
+  return 'fenced'
+end
+if redis.call('EXISTS', KEYS[6]) == 1 then return 'changed' end
 redis.call('ZREM', KEYS[2], ARGV[2])
-redis.call('UNLINK', KEYS[1], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
+redis.call('UNLINK', KEYS[1], KEYS[3], KEYS[4], KEYS[5])
 return 'ok'
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,11 @@ from app.errors import StoreFailed, StoreFull
 _T = TypeVar("_T")
 _LEAST_VERSION = (6, 2)
 _WAITAOF_VERSION = (7, 2)
+_FLAGS_VERSION = (7, 0)
 _OWN = {"prefix", "persistence", "lease", "timeout"}
+# of the client's own options those that change how the server is reached, and not how it is spoken to
+_CLIENTS = {"db", "username", "password", "ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_CLIENTS |= {"ssl_check_hostname", "ssl_ca_path"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def parse_url(url: str) -> RedisOptions:
         raise ValueError(f"unknown store {parts.scheme}://")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     own = {name: query.pop(name) for name in _OWN & set(query)}
+    if set(query) - _CLIENTS:
+        raise ValueError("the Redis store's URL has a parameter that there is not")
     if own.get("persistence", "aof") not in ("aof", "none"):
         raise ValueError("the store's persistence is aof or none")
     prefix = own.get("prefix", "memoryllm")
@@ -55,8 +60,9 @@ def parse_url(url: str) -> RedisOptions:
     try:
         lease, timeout = float(own.get("lease", 10)), float(own.get("timeout", 10))
         redis.ConnectionPool.from_url(target)
-    except (ValueError, TypeError) as error:
-        raise ValueError("the Redis store's URL cannot be understood") from error
+    except (ValueError, TypeError):
+        # what is wrong may be a piece of the password
+        raise ValueError("the Redis store's URL cannot be understood") from None
     if not 0.1 <= lease <= 3600 or not 0.1 <= timeout <= 600:
         raise ValueError("the store's lease is 0.1 to 3600 seconds, its timeout 0.1 to 600")
     return RedisOptions(target, prefix, own.get("persistence") != "none", lease, timeout)
@@ -96,8 +102,6 @@ class Server:
             socket_connect_timeout=options.timeout,
             health_check_interval=0,
         )
-        self._scripts: dict[str, Any] = {}
-        self._guard = threading.Lock()
         try:
             self._wait_until_loaded()
             self._check()
@@ -140,7 +144,7 @@ class Server:
         for section in ("server", "memory", "persistence", "replication", "cluster"):
             info |= self.client.info(section)
         text = str(info.get("valkey_version") or info.get("redis_version") or "0")
-        version = tuple(int(part) for part in text.split(".")[:2])
+        version = self._version = tuple(int(part) for part in text.split(".")[:2])
         if version < _LEAST_VERSION:
             raise StoreFailed(f"Redis 6.2 or newer is needed to keep memories, this one is {text}")
         if info.get("cluster_enabled"):
@@ -184,12 +188,22 @@ class Server:
 
     # ------------------------------------------------------------ calls
 
-    def script(self, source: str) -> Any:
-        """The script, to be called with ``keys`` and ``args`` and maybe a pipeline as ``client``."""
-        with self._guard:
-            if source not in self._scripts:
-                self._scripts[source] = self.client.register_script(source)
-            return self._scripts[source]
+    def script(self, source: str, keys: list[str], args: list[Any], pipeline: Any = None) -> Any:
+        """Runs a script, or adds it to ``pipeline``. By its source, which spares asking whether the server knows it."""
+        return (pipeline or self.client).eval(source, len(keys), *keys, *args)
+
+    def settled(self, source: str, keys: list[str], args: list[Any]) -> Any:
+        """A script's answer, when all that it and others have written is on the disk. Raises StoreFailed if not."""
+        pipeline = self.client.pipeline(transaction=False)
+        self.script(source, keys, args, pipeline)
+        self.wait(pipeline)
+        answers = pipeline.execute()
+        self.durable(answers)
+        return answers[0]
+
+    def although_full(self, source: str) -> str:
+        """A script that may write its few bytes to a full server too, where the server can tell (Redis 7)."""
+        return f"#!lua flags=allow-oom\n{source}" if self._version >= _FLAGS_VERSION else source
 
     def again(self, doing: str, call: Callable[[], _T]) -> _T:
         """``call``, once more if its connection turns out to be broken; for what may well be done twice.
@@ -200,8 +214,7 @@ class Server:
             try:
                 return call()
             except (redis.ConnectionError, redis.TimeoutError):
-                # the others that wait in the pool are most likely broken too
-                self.client.connection_pool.disconnect()
+                self._drop_idle()
                 return call()
 
     def once(self, doing: str, call: Callable[[], _T]) -> _T:
@@ -210,8 +223,13 @@ class Server:
             try:
                 return call()
             except (redis.ConnectionError, redis.TimeoutError):
-                self.client.connection_pool.disconnect()
+                self._drop_idle()
                 raise
+
+    def _drop_idle(self) -> None:
+        """Closes the connections that wait in the pool, which are most likely broken too. What other threads are
+        at is theirs: they will see for themselves."""
+        self.client.connection_pool.disconnect(inuse_connections=False)
 
     def wait(self, pipeline: Any) -> None:
         """Has ``pipeline`` end with waiting until what it wrote, and all before it, is in the append-only file."""

@@ -80,7 +80,7 @@ class Engine:
         self._submit = submit
         self._rows = Rows(limits.cache_rows + 1)
         self.scheduler = Scheduler(limits)
-        residency.waiting = self.scheduler.waiting
+        residency.waiting, residency.settled = self.scheduler.waiting, self._release
         self.runner = Runner(backbone, arena, limits.cache_rows + 1, limits.max_running, capture)
         self.numbers = Numbers()
         self.reads = Reads(

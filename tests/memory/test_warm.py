@@ -22,7 +22,7 @@ def put(tier: WarmTier, tenant: str, resident: frozenset[str] = frozenset()) -> 
     seat = tier.seat(resident.__contains__)
     assert seat is not None
     assert seat.buffers.tail.shape == (1,)
-    warm = Warm(0, 1, torch.zeros(1), torch.zeros(1), seat)
+    warm = Warm((0.0, 0, 1), torch.zeros(1), torch.zeros(1), seat)
     tier.put(tenant, warm)
     return warm
 

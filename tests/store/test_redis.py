@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import redis
 
 from app.errors import (
     StoreFailed,
@@ -100,8 +103,6 @@ def test_nobody_at_the_address() -> None:
 def test_servers_that_cannot_keep_memories(
     redis_server: RedisServer, info: dict[str, Any], message: str
 ) -> None:
-    import redis
-
     true_info = redis.Redis.info
 
     def told(self: Any, *section: Any) -> Any:
@@ -154,12 +155,16 @@ def test_what_is_not_confirmed_is_not_acknowledged(opened: Any) -> None:
         "redis://127.0.0.1:6379/0?lease=0",
         "redis://127.0.0.1:6379/0?lease=soon",
         "redis://127.0.0.1:port/0",
-        "redis://127.0.0.1:6379/0?socket_timeout=x",
+        "redis://127.0.0.1:6379/0?socket_timeout=1",
+        "redis://127.0.0.1:6379/0?decode_responses=true",
+        "redis://127.0.0.1:6379/0?retry_on_error=ConnectionError",
+        "redis://:hush#x@127.0.0.1:6379/0",
     ],
 )
 def test_urls_that_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="store"):
+    with pytest.raises(ValueError, match="store") as refused:
         open_store(url)
+    assert "hush" not in "".join(traceback.format_exception(refused.value)).replace(repr(url), "")
 
 
 def test_urls() -> None:
@@ -266,14 +271,174 @@ def test_a_commit_that_may_still_arrive_is_fenced_off(opened: Any) -> None:
     """Its answer was lost; whatever the server does with it later must not come on top of what follows."""
     store = opened()
     store.create(manifest())
-    late = store._redis_manifests.leases.holder("ada")
+    late = store._redis_manifests.leases.held("ada")
     with (
         mock.patch.object(store._server, "once", side_effect=StoreFailed("cut")),
         pytest.raises(StoreFailed),
     ):
         commit(store, 1)
     assert store.claim("ada").version == 0
-    assert store._redis_manifests.leases.holder("ada") not in (None, late)
+    assert store._redis_manifests.leases.held("ada") not in (None, late)
+
+
+def lapse(store: RedisStore, server: RedisServer, tenant: str) -> None:
+    """The claim is over, as after a sleep, and the store has not noticed."""
+    leases = store._redis_manifests.leases
+    leases._stop.set()
+    leases._thread.join()
+    leases._claims[tenant].until = 0.0
+    with server.client() as client:
+        client.delete(store._keys.of(tenant, "lease"))
+
+
+def test_a_new_claim_makes_nothing_old_believed(opened: Any, redis_server: RedisServer) -> None:
+    first, second = opened(), opened()
+    first.create(manifest())
+    commit(first, 1)
+    number = first.claimed("ada")
+    lapse(first, redis_server, "ada")
+    assert not first.claimed("ada")
+    commit(second, 2)
+    second.close()
+    seen = []
+    sweep = first._redis_blobs.sweep
+
+    def look(swept: Manifest) -> None:
+        # another thread's look, while the claim is half done
+        seen.append(first.load("ada").version)
+        sweep(swept)
+
+    with mock.patch.object(first._redis_blobs, "sweep", look):
+        assert first.claim("ada").version == 2
+    assert seen == [2]
+    assert first.claimed("ada") not in (None, number)
+
+
+def test_a_claim_given_up_can_be_taken_back_meanwhile(opened: Any, redis_server: RedisServer) -> None:
+    store = opened()
+    store.create(manifest())
+    leases = store._redis_manifests.leases
+    store.release("ada")
+    give = leases._give
+
+    def late(tenant: str, claim: Any) -> None:
+        store.claim("ada")
+        give(tenant, claim)
+
+    with mock.patch.object(leases, "_give", late):
+        leases._give_way("ada", leases._claims["ada"])
+    with redis_server.client() as client:
+        assert client.get(store._keys.of("ada", "lease")) == leases.held("ada") is not None
+
+
+def test_an_idle_claim_lapses_and_is_forgotten(opened: Any, redis_server: RedisServer) -> None:
+    store = opened(lease=0.3)
+    store.create(manifest())
+    store.claim("nobody")
+    assert store.history("ada") == []
+    store.release("ada")
+    store.release("nobody")
+    leases = store._redis_manifests.leases
+    until(lambda: not leases._claims and not store._redis_manifests._cache)
+    with redis_server.client() as client:
+        until(lambda: not [key for key in client.keys("*") if b"lease" in key])
+        # names of tenants that never were leave nothing
+        assert not [key for key in client.keys("*") if tenant_id("nobody").encode() in key]
+    assert store.load("ada") == manifest()
+
+
+def test_looking_claims_nothing(opened: Any) -> None:
+    first, second = opened(), opened()
+    first.create(manifest())
+    found = commit(first, 1, b"some block")
+    assert [record.version for record in second.history("ada")] == [1]
+    assert second.read("ada", found.blocks[0].blob) == b"some block"
+    assert second.usage("ada") == first.usage("ada")
+    first.rollback("ada", 0, expected_version=1)
+    with pytest.raises(VersionConflict):
+        second.read("ada", found.blocks[0].blob)
+    assert not second.claimed("ada")
+    assert first.claimed("ada")
+
+
+def test_renewing_goes_on_after_errors(opened: Any) -> None:
+    store = opened(lease=0.3)
+    store.create(manifest())
+    leases = store._redis_manifests.leases
+    standing, failures, rounds = leases._standing, [redis.ConnectionError("cut"), OSError("gone")], []
+
+    def failing() -> Any:
+        if failures:
+            raise failures.pop()
+        rounds.append(standing())
+        return rounds[-1]
+
+    with mock.patch.object(leases, "_standing", failing):
+        until(lambda: rounds)
+
+
+def test_a_broken_connection_is_nobody_elses_trouble(opened: Any) -> None:
+    store = opened()
+    server, answers = store._server, []
+    begun = threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        answers.append(server.once("waiting", lambda: server.client.blpop("nothing", timeout=1)))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    begun.wait()
+    time.sleep(0.1)
+    broken = iter([redis.ConnectionError("cut")])
+
+    def call() -> str:
+        for error in broken:
+            raise error
+        return "answer"
+
+    assert server.again("asking", call) == "answer"
+    thread.join(10)
+    assert answers == [None]
+
+
+def test_what_may_not_be_on_the_disk_yet_is_not_believed(opened: Any) -> None:
+    first, second = opened(), opened()
+    first.create(manifest())
+    commit(first, 1)
+    first.close()
+    second._server.waits = True
+    with (
+        mock.patch.object(second._server, "durable", side_effect=StoreFailed("not confirmed")),
+        pytest.raises(StoreFailed, match="not confirmed"),
+    ):
+        second.claim("ada")
+    assert not second.claimed("ada")
+    second._server.waits = False
+    assert second.claim("ada").version == 1
+
+
+def test_an_erasure_whose_answer_was_lost_is_done(opened: Any, redis_server: RedisServer) -> None:
+    store = opened()
+    store.create(manifest())
+    commit(store, 1)
+    settled, lost = store._server.settled, []
+
+    def losing(source: str, keys: list[str], args: list[Any]) -> Any:
+        answer = settled(source, keys, args)
+        if source not in lost:
+            lost.append(source)
+            raise redis.ConnectionError("cut")
+        return answer
+
+    with mock.patch.object(store._server, "settled", losing):
+        receipt = store.erase("ada")
+    assert len(lost) == 2
+    assert receipt is not None
+    assert receipt.blobs == 1
+    with redis_server.client() as client:
+        assert not [key for key in client.keys("*") if tenant_id("ada").encode() in key]
+    assert list(store.tenants()) == []
 
 
 def test_an_erasure_whose_answer_was_lost_is_not_taken_for_undone(opened: Any) -> None:
@@ -314,7 +479,7 @@ def test_blobs_of_several_chunks(opened: Any, redis_server: RedisServer) -> None
         assert store.read("bob", fork.blocks[-1].blob) == bytes(range(95))
         store.erase("bob")
     with redis_server.client() as client:
-        assert {key.decode().split(":")[-1] for key in client.keys("*")} <= {"format", "tenants"}
+        assert {key.decode().split(":")[-1] for key in client.keys("*")} <= {"format", "tenants", "fence"}
 
 
 def damage(server: RedisServer, store: RedisStore, what: str, change: Any) -> None:
@@ -407,10 +572,22 @@ def test_a_full_server_refuses_updates_and_goes_on_reading(tmp_path: Path) -> No
         assert found is not None
         assert found.version == version
         assert all(store.read("ada", block.blob) == bytes(200_000) for block in found.blocks)
+        store.close()
         with server.client() as client:
-            client.config_set("maxmemory", "64mb")
-        commit(store, version + 1)
+            # so full that not a byte may be written
+            client.config_set("maxmemory", "1mb")
+        # another server is not kept from reading and erasing, which makes room
+        store = open_store(server.url)
+        again = store.claim("ada")
+        assert again == found
+        assert store.read("ada", found.blocks[0].blob) == bytes(200_000)
+        with pytest.raises(StoreFull):
+            commit(store, version + 1, bytes(200_000))
         assert store.erase("ada") is not None
+        with server.client() as client:
+            client.config_set("maxmemory", "8mb")
+        store.create(manifest())
+        commit(store, 1, bytes(200_000))
         store.close()
     finally:
         server.stop()

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from app.messages import (
+    Cancel,
     Failed,
     Generate,
-    GetHistory,
     GetMemory,
     GetTenant,
     MemoryView,
@@ -39,7 +39,9 @@ def workers(server: RedisServer) -> Iterator[tuple[Harness, Harness]]:
         client.flushall()
     stores = [open_store(f"{server.url}?lease=1") for _ in range(2)]
     backbone, fingerprint = load_backbone("plain")
-    first, second = (Harness(backbone, fingerprint, store=store) for store in stores)
+    first, second = (
+        Harness(backbone, fingerprint, store=store, slots=2, warm_bytes=10**8) for store in stores
+    )
     yield first, second
     for store in stores:
         store.close()
@@ -82,16 +84,15 @@ def test_a_worker_that_comes_back_reads_what_the_other_wrote(workers: tuple[Harn
     assert memory.version == 2
 
 
-def test_a_look_takes_the_claim_but_not_the_trust(workers: tuple[Harness, Harness]) -> None:
-    """Whoever asks for the history claims the tenant again; what is resident is no newer for that."""
+def test_what_else_takes_the_claim_makes_no_old_memory_new(workers: tuple[Harness, Harness]) -> None:
+    """As the look for an idempotency key does, or a rollback."""
     first, second = workers
     first.update("ada", context(20))
     assert patiently(second, "ada", second.store)
     second.update("ada", context(60))
     after = second.generate("ada", PROMPT, 4)
     second.store.close()
-    first.send(GetHistory("history", "ada"))
-    first.run()
+    first.store.claim("ada")
     assert first.store.claimed("ada")
     memory = first.engine.residency.get("ada")
     assert memory is not None
@@ -127,6 +128,36 @@ def test_while_one_works_the_other_says_come_back(workers: tuple[Harness, Harnes
     assert second.generate("bob", PROMPT, 4)
     first.run()
     assert len(first.tokens("long")) == 50
+
+
+@pytest.mark.parametrize("tier", ["resident", "warm"])
+def test_a_tenant_made_anew_elsewhere_is_another(workers: tuple[Harness, Harness], tier: str) -> None:
+    first, second = workers
+    first.update("ada", context(20))
+    assert patiently(second, "ada", second.store)
+    assert second.store.erase("ada") is not None
+    second.engine.residency.forget("ada")
+    second.update("ada", context(60))
+    anew = second.generate("ada", PROMPT, 4)
+    if tier == "warm":
+        for other in ("bob", "cyd"):
+            first.generate(other, PROMPT, 4)
+    assert first.engine.residency.tier("ada") == tier
+    # as old, by lineage and version, as the one that the first knows
+    assert patiently(first, "ada", first.store) == anew
+
+
+def test_a_claim_for_a_request_that_went_away_is_given_up(workers: tuple[Harness, Harness]) -> None:
+    first, second = workers
+    first.update("ada", context(20))
+    first.engine.residency.forget("ada")
+    request = first.id()
+    first.send(Generate(request, "ada", PROMPT, Sampling(max_tokens=4)))
+    assert first.engine.residency.prepare("ada", read=True)
+    first.send(Cancel(request))
+    first.run()
+    assert first.engine.residency.get("ada") is not None
+    assert patiently(second, "ada", second.store)
 
 
 def test_a_tenant_erased_elsewhere_begins_anew(workers: tuple[Harness, Harness]) -> None:
