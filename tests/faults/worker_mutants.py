@@ -23,7 +23,7 @@ from app.memory.codec import encode_snapshot
 from app.memory.residency import Erasure
 from app.memory.warm import Warm
 from app.messages import Timings, Updated, UpdateProgress
-from app.store.base import BlockRecord, Manifest
+from app.store.base import BlockRecord, Manifest, content
 from app.worker.updates import UpdateRun
 from tests.faults.ledger import Violation
 from tests.faults.oracle import Oracle
@@ -334,7 +334,7 @@ def _warm_copy_believed(worker: Harness) -> None:
     def believing(tenant: str, slot: int, after: Any, warm: Warm | None, leaving: Any) -> Any:
         manifest = worker.store.load(tenant)
         if warm is not None and manifest is not None:
-            warm = dataclasses.replace(warm, lineage=manifest.lineage, version=manifest.version)
+            warm = dataclasses.replace(warm, content=content(manifest))
         return load(tenant, slot, after, warm, leaving)
 
     def renew(tenant: str) -> None:
