@@ -55,7 +55,8 @@ class RedisBlobs:
 
     def _put_chunk(self, tenant: str, name: str, number: int, piece: bytes, size: int) -> None:
         def write() -> None:
-            pipeline = self._server.client.pipeline(transaction=False)
+            # at once, so that both are synced at once
+            pipeline = self._server.client.pipeline(transaction=True)
             if not number:
                 pipeline.hset(self._keys.of(tenant, "blobs"), name, size)
             pipeline.set(self._chunk(tenant, name, number), piece)

@@ -101,10 +101,12 @@ class Server:
             socket_timeout=options.timeout,
             socket_connect_timeout=options.timeout,
             health_check_interval=0,
+            redis_connect_func=self._connected,
         )
+        self._unchecked = True
         try:
             self._wait_until_loaded()
-            self._check()
+            self._recheck()
         except redis.exceptions.AuthenticationError as error:
             self.close()
             if "password" not in self.client.connection_pool.connection_kwargs:
@@ -138,6 +140,21 @@ class Server:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(0.05)
+
+    def _connected(self, connection: Any) -> None:
+        connection.on_connect()
+        self._unchecked = True
+
+    def _recheck(self) -> None:
+        """Checks the server once more after a new connection to it: it may have come back as another."""
+        if not self._unchecked:
+            return
+        self._unchecked = False
+        try:
+            self._check()
+        except BaseException:
+            self._unchecked = True
+            raise
 
     def _check(self) -> None:
         info: dict[str, Any] = {}
@@ -199,6 +216,8 @@ class Server:
         self.wait(pipeline)
         answers = pipeline.execute()
         self.durable(answers)
+        # before anything is acknowledged that went over a new connection
+        self._recheck()
         return answers[0]
 
     def although_full(self, source: str) -> str:

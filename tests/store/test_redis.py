@@ -133,6 +133,33 @@ def test_a_server_that_syncs_every_second_is_waited_for(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_a_server_that_comes_back_as_another_is_refused(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    try:
+        store = open_store(server.url)
+        store.create(manifest())
+        for name, bad, good, message in (
+            ("appendonly", "no", "yes", "append-only"),
+            ("maxmemory-policy", "allkeys-lru", "noeviction", "evicts"),
+        ):
+            found = store.claim("ada")
+            assert found is not None
+            with server.client() as client:
+                client.config_set(name, bad)
+                client.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(StoreFailed, match=message):
+                commit(store, found.version + 1)
+            with server.client() as client:
+                client.config_set(name, good)
+            found = store.claim("ada")
+            assert found is not None
+            commit(store, found.version + 1)
+        store.close()
+    finally:
+        # it would not stop politely while it writes its file anew
+        server.kill()
+
+
 def test_what_is_not_confirmed_is_not_acknowledged(opened: Any) -> None:
     store = opened()
     store.create(manifest())
