@@ -24,7 +24,7 @@ def parse_bytes(value: object) -> object:
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, lt=2**63)]
 
 
 def default_store() -> str:

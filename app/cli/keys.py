@@ -14,6 +14,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
+from app.api.schemas import check_tenant
 from app.cli.errors import REFUSED, USAGE, Refusal
 from app.cli.options import Json
 from app.cli.output import err, out, print_json, visible
@@ -77,7 +78,8 @@ def create(
         str, typer.Option("--max-bytes", help="bytes in the store, as 512MiB (0: the default)")
     ] = "0",
     concurrent: Annotated[
-        int, typer.Option("--concurrent", min=0, help="requests at once (0: the server's default)")
+        int,
+        typer.Option("--concurrent", min=0, max=1_000_000, help="requests at once (0: the server's default)"),
     ] = 0,
     as_json: Json = False,
 ) -> None:
@@ -87,6 +89,13 @@ def create(
         raise Refusal("a key is for tenants (--tenant) or for an admin (--admin)", USAGE, as_json=as_json)
     if any(not bound.rstrip("*") and not admin for bound in tenants):
         raise Refusal("a tenant is needed before the *", USAGE, as_json=as_json)
+    try:
+        for bound in tenants:
+            check_tenant(bound)
+    except ValueError as error:
+        raise Refusal(str(error), USAGE, as_json=as_json) from error
+    if name and not name.isprintable():
+        raise Refusal("--name has printable characters only", USAGE, as_json=as_json)
     limits = Limits(updates_per_day, _bytes(max_bytes), concurrent)
     with _changing(file) as keys:
         key, entry = make(name=name, tenants=tenants, admin=admin, limits=limits)

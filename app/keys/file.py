@@ -40,11 +40,11 @@ def read(path: Path) -> Ring:
         raise BadKeysFile(f"the keys file {path} is open to others: chmod 600 it")
     try:
         found = msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadKeysFile(f"the keys file {path} is damaged") from error
     ids = [key.id for key in found.keys]
     sound = all(_ID.fullmatch(k.id) and _DIGEST.fullmatch(k.digest) for k in found.keys)
-    limits = all(min(msgspec.structs.astuple(k.limits)) >= 0 for k in found.keys)
+    limits = all(0 <= limit < 2**63 for k in found.keys for limit in msgspec.structs.astuple(k.limits))
     bound = all(k.admin or (k.tenants and all(k.tenants)) for k in found.keys)
     if found.format != _FORMAT or len(set(ids)) < len(ids) or not (sound and limits and bound):
         raise BadKeysFile(f"the keys file {path} is damaged")

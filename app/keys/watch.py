@@ -14,7 +14,7 @@ log = structlog.get_logger("api")
 
 _LOOK_EVERY = 1.0
 
-Mark = tuple[int, int, int]
+Mark = tuple[int, int, int, int]
 
 
 class WatchedRing:
@@ -25,13 +25,15 @@ class WatchedRing:
         self._mark = self._look()
         self._ring = read(path)
         self._looked = time.monotonic()
+        self._wrong: str | None = None
 
     def _look(self) -> Mark | None:
         try:
             found = self._path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        # the change time too: whether the file is open to others is no part of its content
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
     @property
     def ring(self) -> Ring:
@@ -40,11 +42,18 @@ class WatchedRing:
         if now - self._looked >= _LOOK_EVERY:
             self._looked = now
             mark = self._look()
-            if mark != self._mark:
-                self._mark = mark
-                try:
-                    self._ring = read(self._path)
-                    log.info("keys read", keys=len(self._ring.keys))
-                except BadKeysFile as error:
-                    log.error("the keys file cannot be used, the last good keys stay", reason=str(error))
+            # a bad one is tried again: what failed may have been the reading, and a revoked key must not live on that
+            if mark != self._mark or self._wrong is not None:
+                self._read(mark)
         return self._ring
+
+    def _read(self, mark: Mark | None) -> None:
+        try:
+            self._ring = read(self._path)
+            self._wrong = None
+            log.info("keys read", keys=len(self._ring.keys))
+        except BadKeysFile as error:
+            if (mark, str(error)) != (self._mark, self._wrong):
+                log.error("the keys file cannot be used, the last good keys stay", reason=str(error))
+            self._wrong = str(error)
+        self._mark = mark

@@ -201,7 +201,8 @@ async def test_a_strangers_body_is_not_read(guarded: Service) -> None:
 
     answer = await guarded.http.post("/update", content=body())
     assert answer.status_code == 401
-    assert not read or guarded.seen == []
+    assert not read
+    assert guarded.seen == []
 
 
 async def test_requests_at_once_are_limited_and_counted_to_their_last_byte(guarded: Service) -> None:

@@ -58,6 +58,13 @@ def test_json_for_scripts(run: Run, file: Path) -> None:
         ["create", "--tenant", "*"],
         ["create", "--tenant", "ada", "--max-bytes", "lots"],
         ["create", "--tenant", "ada", "--concurrent", "-1"],
+        ["create", "--tenant", "ada", "--concurrent", str(2**70)],
+        ["create", "--tenant", "ada", "--max-bytes", str(2**63)],
+        ["create", "--tenant", "ada", "--tenant", "a" * 1000],
+        ["create", "--tenant", "ada\udcff"],
+        ["create", "--tenant", "."],
+        ["create", "--tenant", "ada", "--name", "two\nlines"],
+        ["create", "--tenant", "ada", "--name", "\udcff"],
     ],
 )
 def test_wrong_usage(run: Run, file: Path, arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -121,6 +122,8 @@ def entry(**changes: Any) -> dict[str, Any]:
         {"format": 1, "keys": [entry(tenants=[""])]},
         {"format": 1, "keys": [entry(admin="yes")]},
         {"format": 1, "keys": [entry(limits={"bytes": -1})]},
+        {"format": 1, "keys": [entry(limits={"bytes": 2**63})]},
+        b'{"format": 1, "keys": [{"other": ' + b"[" * 100_000,
         {"format": 1, "keys": [], "more": 1},
     ],
     ids=str,
@@ -167,3 +170,41 @@ def test_changes_are_seen_and_a_bad_file_leaves_the_last_good_keys(
     assert [line["log_level"] for line in logs] == ["info", "error", "error", "info"]
     with pytest.raises(BadKeysFile):
         WatchedRing(tmp_path / "absent")
+
+
+def test_a_file_that_was_open_to_others_counts_once_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_LOOK_EVERY", 0.0)
+    path = tmp_path / "keys.json"
+    (first, one), (second, two) = make(tenants=["ada"]), make(tenants=["bob"])
+    write(path, [one])
+    ring = WatchedRing(path)
+    write(path, [two])
+    path.chmod(0o644)
+    with capture_logs() as logs:
+        assert ring.ring.find(first)
+        path.chmod(0o600)
+        assert ring.ring.find(first) is None
+        assert ring.ring.find(second)
+        # the kernel's clock of changes is a coarse one
+        time.sleep(0.05)
+        path.chmod(0o644)
+        assert ring.ring.find(second)
+    assert [line["log_level"] for line in logs] == ["error", "info", "error"]
+
+
+def test_a_revoked_key_does_not_live_on_a_read_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_LOOK_EVERY", 0.0)
+    path = tmp_path / "keys.json"
+    key, entry = make(tenants=["ada"])
+    write(path, [entry])
+    ring = WatchedRing(path)
+    write(path, [])
+    with capture_logs() as logs, mock.patch.object(watch, "read", side_effect=BadKeysFile("no descriptors")):
+        assert ring.ring.find(key)
+        assert ring.ring.find(key)
+    assert len(logs) == 1
+    assert ring.ring.find(key) is None
