@@ -7,8 +7,8 @@ Keys of a tenant, under ``<prefix>:{<id>}:``, the id being a hash of its name:
     lease, wanted            who may write, and that another would, see ``redis_leases``; they lapse
     erasing                  the manifest of a tenant being erased
 
-and for all tenants ``<prefix>:tenants`` (a sorted set of names), ``:fence`` (the last claim's number), ``:format`` and
-``:key``. Blobs are written first,
+and for all tenants ``<prefix>:tenants`` (a sorted set of names), ``:fence`` (the last claim's number), ``:making``
+(a set of those whose first blobs are being written), ``:format`` and ``:key``. Blobs are written first,
 then one script swaps the manifest. With an append-only file that is synced always, Redis answers when the change is
 on its disk; otherwise the store waits for that (WAITAOF) before it acknowledges anything.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.errors import (
     ServiceError,
@@ -44,18 +44,24 @@ from app.store.texts import Texts
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a new tenant's blobs are put: under its own name, before it exists."""
+    """Where a new tenant's blobs are put: under its own name, before it exists. ``note`` is called before the first."""
 
     blobs: RedisBlobs
     tenant: str
-    put_names: list[str]
+    note: Callable[[], object]
+    put_names: list[str] = field(default_factory=list)
+
+    def _begin(self, name: str) -> None:
+        if not self.put_names:
+            self.note()
+        self.put_names.append(name)
 
     def put(self, name: str, data: bytes) -> BlobRef:
-        self.put_names.append(name)
+        self._begin(name)
         return self.blobs.put(self.tenant, name, data)
 
     def share(self, tenant: str, copy: Copy) -> None:
-        self.put_names.append(copy[1].name)
+        self._begin(copy[1].name)
         self.blobs.share(tenant, copy, self.tenant)
 
 
@@ -86,6 +92,7 @@ class RedisStore(Operations):
         self._redis_manifests = RedisManifests(self._server, self._keys, self._redis_blobs)
         super().__init__(self._redis_blobs, self._redis_manifests, texts, TenantLocks(), history_limit)
         self._finish_erasures()
+        self._finish_makings()
 
     def close(self) -> None:
         """Waits for what is under way, refuses whatever comes later, and gives up every claim."""
@@ -136,6 +143,20 @@ class RedisStore(Operations):
             with suppress(ServiceError):
                 self.erase(tenant)
             self.release(tenant)
+
+    def _finish_makings(self) -> None:
+        """Removes the blobs of tenants that some server began to make, and did not live to."""
+        client = self._server.client
+        for name in self._server.again("opening the store", lambda: client.smembers(self._keys.making)):
+            tenant = name.decode()
+            with suppress(ServiceError), self._locks.holding(tenant):
+                if self._redis_manifests.claim(tenant) is None:
+                    self._finish_own(tenant)
+                self._made(tenant)
+            self.release(tenant)
+
+    def _made(self, tenant: str) -> None:
+        self._server.again("making a tenant", lambda: self._server.client.srem(self._keys.making, tenant))
 
     # ------------------------------------------------------------ claims
 
@@ -208,15 +229,24 @@ class RedisStore(Operations):
         if self._redis_manifests.claim(tenant) is not None:
             raise TenantExists("this tenant exists already")
         self._finish_own(tenant)
-        place = _Target(self._redis_blobs, tenant, [])
+        client, making = self._server.client, self._keys.making
+        place = _Target(
+            self._redis_blobs,
+            tenant,
+            lambda: self._server.again("making a tenant", lambda: client.sadd(making, tenant)),
+        )
         try:
-            return self._redis_manifests.begin(fill(place))
+            made = self._redis_manifests.begin(fill(place))
         except StoreFailed:
-            # nobody may know whether the tenant is there: the next claim sweeps
+            # nobody may know whether the tenant is there: the next to claim or open sweeps
             raise
         except ServiceError:
             self._redis_blobs.discard(tenant, place.put_names)
             raise
+        if place.put_names:
+            with suppress(ServiceError):
+                self._made(tenant)
+        return made
 
     def _finish_own(self, tenant: str) -> None:
         """Ends an erasure of this name that somebody began; the claim is held."""

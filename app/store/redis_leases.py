@@ -52,6 +52,7 @@ class Keys:
         self.format = f"{prefix}:format"
         self.key = f"{prefix}:key"
         self.fence = f"{prefix}:fence"
+        self.making = f"{prefix}:making"
         self._prefix = prefix
 
     def of(self, tenant: str, what: str) -> str:

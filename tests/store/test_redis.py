@@ -563,6 +563,34 @@ def test_what_a_crash_left_is_swept_at_the_next_claim(opened: Any, redis_server:
     assert again.read("ada", again.load("ada").blocks[0].blob) == b"block"
 
 
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_what_was_left_of_a_tenant_never_made_is_swept_at_the_next_start(
+    opened: Any, redis_server: RedisServer, cut: str
+) -> None:
+    store = opened()
+    begin = store._redis_manifests.begin
+
+    def broken(new: Manifest) -> Manifest:
+        if cut == "after":
+            begin(new)
+        raise StoreFailed("cut")
+
+    with mock.patch.object(store._redis_manifests, "begin", broken), pytest.raises(StoreFailed):
+        store.create(manifest(), b"a pool")
+    with redis_server.client() as client:
+        assert [key for key in client.keys("*") if b"blob:" in key]
+        other = opened()
+        # whoever is at work for it is left alone
+        assert [key for key in client.keys("*") if b"blob:" in key]
+        assert client.exists(store._keys.making)
+        store.close()
+        other = opened()
+        left = [key for key in client.keys("*") if tenant_id("ada").encode() in key and b"lease" not in key]
+        assert bool(left) == (cut == "after")
+        assert not client.exists(store._keys.making)
+    assert (other.load("ada") is not None) == (cut == "after")
+
+
 def test_an_erasure_that_was_cut_short_is_ended_at_the_next_start(
     opened: Any, redis_server: RedisServer
 ) -> None:
