@@ -18,8 +18,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.server import run_server
-from app.settings import Settings
 from tests.api.test_bad_input import check_error
 from tests.api.test_update import events
 
@@ -210,9 +208,12 @@ def test_an_address_in_use(tmp_path: Path, model_dir: Path) -> None:
             assert server.noted("start") == []
 
 
-def test_a_network_address_without_keys_is_refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert run_server(Settings(host="0.0.0.0", port=0, store=f"disk://{tmp_path}")) == 1
-    assert "there are no API keys" in capfd.readouterr().err
+def test_a_network_address_without_keys_is_refused(tmp_path: Path, model_dir: Path) -> None:
+    with serving(tmp_path, model_dir, MEMORYLLM_HOST="0.0.0.0") as server:
+        assert server.process.wait(20) == 1
+        assert server.process.stderr is not None
+        assert "there are no API keys" in server.process.stderr.read()
+        assert server.noted("start") == []
 
 
 def test_a_network_address_that_is_wanted_without_keys_gets_a_warning(
