@@ -27,6 +27,7 @@ from app.worker.graphs import cuda_capture
 from app.worker.operations import operations_for
 from app.worker.rows import Rows
 from app.worker.scheduler import Limits
+from app.worker.updates import compaction_interval
 
 _SHARED_ABOVE = 512
 
@@ -112,7 +113,7 @@ def build(
         ),
         submit,
         max_sequence=settings.max_sequence,
-        compacted_after=config.num_blocks,
+        compacted_after=compaction_interval(config.num_blocks),
         capture=cuda_capture() if captures else None,
     )
     info = ModelInfo(

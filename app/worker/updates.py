@@ -64,6 +64,12 @@ def digest(message: Update) -> str:
     return state.hexdigest()
 
 
+def compaction_interval(num_blocks: int) -> int:
+    """Blocks behind a snapshot when the next one is written: a few less than a pool has, so that a tenant with its
+    kept texts never takes more than about two pools."""
+    return max(1, num_blocks * 9 // 10)
+
+
 class Updates:
     """Carries update runs from context to context. ``background`` runs a function off the loop's thread."""
 

@@ -31,6 +31,7 @@ from app.store.disk import DiskStore
 from app.store.files import Disk, File
 from app.store.home import tenant_id
 from app.store.records import seal
+from app.worker.updates import compaction_interval
 from experiments.random_checkpoint import shape, write
 from tests.fakes import MemoryStore
 from tests.faults.servers import StartedServer
@@ -267,7 +268,8 @@ def bytes_in_pools(directory: Path, updates: int, model: str = "pocket") -> dict
     config = backbone.config
     pool = config.num_layers * config.pool_size * config.hidden_size * 4
     store = DiskStore(directory / "store", files=Hasty())
-    harness = Harness(backbone, fingerprint, store=store, slots=1)
+    interval = compaction_interval(config.num_blocks)
+    harness = Harness(backbone, fingerprint, store=store, slots=1, compacted_after=interval)
     id = tenant_id("ada")
     home = directory / "store" / "tenants" / id[:2] / id
     rng = random.Random(1)
