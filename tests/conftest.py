@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 
 # test models are so small that a second thread only adds waiting, the more so on a busy machine
@@ -20,3 +22,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.name == "gpu" and not any("gpu" in Path(given).parts for given in config.args):
         return True
     return None
+
+
+@pytest.fixture
+def all_logs() -> Iterator[None]:
+    """Every line can be captured, whatever level and stream another test has chosen for the process."""
+    chosen = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**chosen)

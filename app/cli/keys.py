@@ -14,7 +14,6 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from app.api.schemas import check_tenant
 from app.cli.errors import REFUSED, USAGE, Refusal
 from app.cli.options import Json
 from app.cli.output import err, out, print_json, visible
@@ -89,6 +88,9 @@ def create(
         raise Refusal("a key is for tenants (--tenant) or for an admin (--admin)", USAGE, as_json=as_json)
     if any(not bound.rstrip("*") and not admin for bound in tenants):
         raise Refusal("a tenant is needed before the *", USAGE, as_json=as_json)
+    # imported here: the client commands need none of the server
+    from app.api.schemas import check_tenant
+
     try:
         for bound in tenants:
             check_tenant(bound)

@@ -147,6 +147,7 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "absent")
 
 
+@pytest.mark.usefixtures("all_logs")
 def test_changes_are_seen_and_a_bad_file_leaves_the_last_good_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ def test_changes_are_seen_and_a_bad_file_leaves_the_last_good_keys(
         WatchedRing(tmp_path / "absent")
 
 
+@pytest.mark.usefixtures("all_logs")
 def test_a_file_that_was_open_to_others_counts_once_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +196,7 @@ def test_a_file_that_was_open_to_others_counts_once_it_is_not(
     assert [line["log_level"] for line in logs] == ["error", "info", "error"]
 
 
+@pytest.mark.usefixtures("all_logs")
 def test_a_revoked_key_does_not_live_on_a_read_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

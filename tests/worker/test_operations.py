@@ -17,6 +17,7 @@ from tests.model.test_parity import all_logits
 SIZES = Sizes(rows=8, sequences=4, context=273)
 
 
+@pytest.mark.usefixtures("all_logs")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the kernels would serve")
 def test_a_gpu_without_kernels_is_served_by_torch_with_one_warning() -> None:
     backbone, _ = load_backbone("plain")
@@ -28,6 +29,7 @@ def test_a_gpu_without_kernels_is_served_by_torch_with_one_warning() -> None:
     assert logs[0]["reason"]
 
 
+@pytest.mark.usefixtures("all_logs")
 def test_a_cpu_is_served_by_torch_without_a_word() -> None:
     backbone, _ = load_backbone("plain")
     make = operations_for(SIZES, rotating=True, eight_bit=True)
