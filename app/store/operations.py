@@ -6,6 +6,7 @@ afterwards what the new manifest no longer names. What becomes of a manifest is 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
@@ -23,7 +24,7 @@ from app.store.records import seal
 from app.store.texts import Texts
 
 
-class Operations:
+class Operations(ABC):
     """The operations of ``app.store.base.Store`` on the parts a store is made of.
 
     A store adds ``_load`` (the manifest, under the tenant's lock), ``_make`` (a tenant, from what ``fill`` puts into
@@ -43,15 +44,15 @@ class Operations:
         self._histories = Histories(blobs, texts, history_limit)
         self._compaction = Compaction(locks, self._require, blobs, self._histories, manifests)
 
-    def _load(self, tenant: str) -> Manifest | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, tenant: str) -> Manifest | None: ...
 
     def _look(self, tenant: str) -> Manifest | None:
         """As ``_load``, by one who only reads."""
         return self._load(tenant)
 
-    def _make(self, tenant: str, fill: Callable[[Place], Manifest]) -> Manifest:
-        raise NotImplementedError
+    @abstractmethod
+    def _make(self, tenant: str, fill: Callable[[Place], Manifest]) -> Manifest: ...
 
     # ------------------------------------------------------------ reading
 
