@@ -90,6 +90,9 @@ class Bench:
         arena = Arena(backbone, tenants + 1, tenants + 1)
         cache_rows = (tenants + 1) * ROOM + 1
         runner = Runner(backbone, arena, cache_rows, max(tenants, 1), capture)
+        for context in (runner.cache.key, runner.cache.value):
+            # contexts are read as if prompts had been written there
+            context.normal_()
         generator = torch.Generator().manual_seed(0)
         born = torch.zeros(1, config.pool_size, dtype=torch.int32)
         memories = []
