@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from app.errors import FingerprintMismatch
@@ -20,6 +21,17 @@ DTYPES = {
     torch.int32: "I32",
     torch.uint8: "U8",
 }
+
+
+_OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
+
+class Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """One tensor in a safetensors header. ``data_offsets`` count from the header's end."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,8 @@ def encode_block(block: Block) -> bytes:
     return blob
 
 
-def decode_block(blob: bytes) -> Block:
-    tensors = load(blob)
+def decode_block(blob: bytes | memoryview) -> Block:
+    tensors = _tensors(blob)
     forgotten = tensors.get("forgotten")
     return Block(tensors["block"], None if forgotten is None else forgotten.long())
 
@@ -83,13 +95,36 @@ def raw(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def decode_snapshot(blob: bytes) -> Pool:
-    tensors = load(blob)
+def decode_snapshot(blob: bytes | memoryview) -> Pool:
+    """The pool lies in the memory of ``blob`` where that can be written to."""
+    tensors = _tensors(blob)
     return Pool(tensors["memory"], tensors["born"])
 
 
-def replay(base: Pool, blocks: Iterable[tuple[int, Block]]) -> Pool:
+def _tensors(blob: bytes | memoryview) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in its own memory: its own ``load`` copies them. Raises ValueError."""
+    view = memoryview(blob)
+    if view.readonly:
+        view = memoryview(bytearray(view))
+    begin = 8 + int.from_bytes(view[:8], "little")
+    told = msgspec.json.decode(view[8:begin], type=dict[str, Entry])
+    return {name: _tensor(view[begin:], entry) for name, entry in told.items()}
+
+
+def _tensor(data: memoryview, entry: Entry) -> Tensor:
+    begin, end = entry.data_offsets
+    dtype = _OF_NAME[entry.dtype]
+    if math.prod(entry.shape) * dtype.itemsize != end - begin or not 0 <= begin <= end <= len(data):
+        raise ValueError("a tensor's bytes are not where its header says")
+    if begin == end:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(data[begin:end], dtype=dtype).reshape(entry.shape)
+
+
+def replay(base: Pool, blocks: Iterable[tuple[int, Block]], *, reuse: bool = False) -> Pool:
     """The pool after ``blocks``, (version, block) pairs in order; ``base`` itself if there are none.
+
+    ``reuse``: the base's memory may become the new pool's.
 
     Only surviving vectors are copied: first the draws are followed on indices, then each block's are gathered. Raises
     FingerprintMismatch if a block has another shape than the base.
@@ -121,7 +156,8 @@ def replay(base: Pool, blocks: Iterable[tuple[int, Block]]) -> Pool:
         born = torch.cat([born.gather(1, keep), torch.full(shape, version, dtype=born.dtype)], dim=1)
     if len(hidden) == 1:
         return base
-    pool = torch.empty_like(base.hidden)
+    pool = base.hidden if reuse else torch.empty_like(base.hidden)
+    between = torch.empty_like(base.hidden[0]) if reuse else None
     # ranks are in order of age, so what is left of each block lies together
     counts = [torch.bincount(each, minlength=len(hidden)).tolist() for each in source]
     for layer in range(layers):
@@ -129,7 +165,12 @@ def replay(base: Pool, blocks: Iterable[tuple[int, Block]]) -> Pool:
         for vectors, count in zip(hidden, counts[at], strict=True):
             if count:
                 part = slice(begin, begin + count)
-                _gather(vectors[layer], row[at, part], pool[layer, part])
+                target = pool[layer, part]
+                if vectors is pool and between is not None:
+                    # the base's own come first, and move only towards the front
+                    target.copy_(torch.index_select(vectors[layer], 0, row[at, part], out=between[:count]))
+                else:
+                    _gather(vectors[layer], row[at, part], target)
                 begin += count
     return Pool(pool, born.contiguous())
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from app.errors import FingerprintMismatch, InvalidMemoryFile, InvalidRequest
-from app.memory.codec import DTYPES, Pool, raw, safetensors_header
+from app.memory.codec import DTYPES, Entry, Pool, raw, safetensors_header
 from app.model.config import ModelConfig
 from app.model.forgetting import MAX_SEED
 from app.store.base import BlobRef, BlockRecord, Idempotency
@@ -30,14 +30,6 @@ _MOST_VERSION = 2**31 - 1
 _MOST_KEY = 256
 _NO_BLOB = BlobRef("", 0, "")
 _POOL_DTYPES = {DTYPES[dtype]: dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-
-
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
-    """One tensor in the header. ``data_offsets`` count from the header's end."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
 
 
 class _Metadata(msgspec.Struct):
@@ -52,9 +44,9 @@ class _Metadata(msgspec.Struct):
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
     metadata: _Metadata = msgspec.field(name="__metadata__")
-    memory: _Entry
-    born: _Entry
-    initialized: _Entry
+    memory: Entry
+    born: Entry
+    initialized: Entry
 
 
 class _Record(msgspec.Struct, omit_defaults=True):
@@ -169,7 +161,7 @@ def read_memory(
 
 def _in_order(
     header: _Header, hidden: Tensor, born: Tensor, flag: Tensor
-) -> Iterator[tuple[_Entry, list[Tensor]]]:
+) -> Iterator[tuple[Entry, list[Tensor]]]:
     yield header.memory, list(hidden)
     yield header.born, [born]
     yield header.initialized, [flag]

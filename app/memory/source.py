@@ -62,7 +62,7 @@ class Source:
         if manifest.snapshot is not None:
             base = decode_snapshot(self.store.read(tenant, manifest.snapshot.blob))
         blocks = ((b.version, decode_block(self.store.read(tenant, b.blob))) for b in manifest.blocks)
-        return replay(base, blocks)
+        return replay(base, blocks, reuse=manifest.snapshot is not None)
 
     def settled_pool(self, manifest: Manifest) -> tuple[Manifest, Pool]:
         """As ``pool``, while compactions go on: one that took a blob away has left a newer manifest."""

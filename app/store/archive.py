@@ -17,7 +17,7 @@ from app.store.records import unseal
 MOST_SEGMENTS = 8
 _CACHED_KEYS = 200_000
 
-ReadBlob = Callable[[BlobRef], bytes]
+ReadBlob = Callable[[BlobRef], memoryview]
 
 
 def archived(manifest: Manifest, read: ReadBlob) -> list[BlockRecord]:

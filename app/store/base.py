@@ -36,7 +36,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class BlobRef(msgspec.Struct, frozen=True):
-    """One immutable blob: its server-made ``name``, ``size`` in bytes and ``checksum`` (hex) of its bytes."""
+    """One immutable blob: its server-made ``name``, ``size`` in bytes and ``checksum`` of its bytes (``records.BlobSum``)."""
 
     name: str
     size: int
@@ -186,8 +186,8 @@ class Store(Protocol):
         """The tenant's manifest, or None. Raises TenantQuarantined (torn or altered manifest), StoreFailed."""
         ...
 
-    def read(self, tenant: str, blob: BlobRef) -> bytes:
-        """The blob's bytes, checked. Raises TenantQuarantined (missing, torn or altered), StoreFailed.
+    def read(self, tenant: str, blob: BlobRef) -> memoryview:
+        """The blob's bytes, checked, in memory that is the caller's. Raises TenantQuarantined (missing, torn or altered), StoreFailed.
 
         A blob that compaction, rollback, rebuild or erasure took away after the caller had loaded the manifest
         raises VersionConflict or TenantNotFound: load again.

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from app.store.base import BlobRef, Manifest
 from app.store.files import FileSystem, failure, remove_quietly, write_synced
 from app.store.home import Home
 from app.store.lineages import Copy, blobs_of
 from app.store.parts import new_name, quarantined, require_name
-from app.store.records import checksum
+from app.store.records import BlobSum, blob_checksum
 
 # a file system without hard links, or one that gives a file no more of them
 _NO_LINKS = {
@@ -54,10 +56,10 @@ class Blobs:
             raise
         return blob
 
-    def write(self, directory: Path, name: str, data: bytes) -> BlobRef:
+    def write(self, directory: Path, name: str, data: bytes | memoryview) -> BlobRef:
         """Writes a blob; the caller syncs ``directory``. Raises OSError."""
         write_synced(self._files, directory / name, data)
-        return BlobRef(name, len(data), checksum(data))
+        return BlobRef(name, len(data), blob_checksum(data))
 
     def share(self, tenant: str, copy: Copy, directory: Path) -> None:
         """Gives ``tenant``'s blob its second name, in ``directory``, which the caller syncs.
@@ -84,16 +86,22 @@ class Blobs:
         require_name(blob)
         return self._home.directory(tenant) / blob.name
 
-    def read(self, tenant: str, blob: BlobRef) -> bytes:
+    def read(self, tenant: str, blob: BlobRef) -> memoryview:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
         path = self._path(tenant, blob)
+        found = BlobSum(blob.checksum)
         try:
-            data = self._files.read(path)
+            size = self._files.size(path)
+            if size != blob.size:
+                raise quarantined("a blob is damaged")
+            # memory that is not cleared first, since all of it is written
+            data = np.empty(size, np.uint8).data
+            count = self._files.read_into(path, data, found.update)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise failure(error, "reading a blob") from error
-        if len(data) != blob.size or checksum(data) != blob.checksum:
+        if count != blob.size or found.text() != blob.checksum:
             raise quarantined("a blob is damaged")
         return data
 
@@ -113,10 +121,12 @@ class Blobs:
             with self._guard:
                 self._coming.discard(name)
 
-    def sweep(self, manifest: Manifest) -> None:
-        """Removes every file of the tenant's that its manifest does not name."""
+    def sweep(self, manifest: Manifest, journal: str | None) -> None:
+        """Removes every file of the tenant's but its name, manifest, journal and the blobs that they name."""
         with self._guard:
             named = {"name", "manifest", *self._coming, *(ref.name for ref in blobs_of(manifest))}
+        if journal is not None:
+            named.add(journal)
         with suppress(OSError):
             found = self._files.list(self._home.directory(manifest.tenant))
             self.discard(manifest.tenant, [name for name in found if name not in named])

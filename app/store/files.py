@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from app.errors import StoreFailed, StoreFull
 
+# bytes read at a time: what stays in a processor's cache
+_PART = 1 << 18
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -23,6 +25,10 @@ class File(Protocol):
 
     def write(self, data: memoryview) -> int:
         """Appends the start of ``data``; returns how many bytes of it."""
+        ...
+
+    def write_at(self, data: memoryview, offset: int) -> int:
+        """Writes the start of ``data`` over what is at ``offset``; returns how many bytes of it."""
         ...
 
     def sync(self) -> None: ...
@@ -37,6 +43,10 @@ class FileSystem(Protocol):
         """Opens ``path``, which must not exist, for writing."""
         ...
 
+    def edit(self, path: Path) -> File:
+        """Opens the file ``path`` for writing over what it holds; its size stays."""
+        ...
+
     def rename(self, source: Path, target: Path) -> None: ...
 
     def link(self, source: Path, target: Path) -> None:
@@ -48,6 +58,11 @@ class FileSystem(Protocol):
     def make_directory(self, path: Path) -> None: ...
 
     def read(self, path: Path) -> bytes: ...
+
+    def read_into(self, path: Path, buffer: memoryview, seen: Callable[[memoryview], None]) -> int:
+        """Reads the start of the file, as far as ``buffer`` reaches; ``seen`` is called with each part as it comes,
+        while it is in the processor's cache. Returns how many bytes were read."""
+        ...
 
     def size(self, path: Path) -> int: ...
 
@@ -61,14 +76,18 @@ class FileSystem(Protocol):
 
 
 class _DiskFile:
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def __init__(self, path: Path, flags: int) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
 
     def write(self, data: memoryview) -> int:
         return os.write(self._descriptor, data)
 
+    def write_at(self, data: memoryview, offset: int) -> int:
+        return os.pwrite(self._descriptor, data, offset)
+
     def sync(self) -> None:
-        os.fsync(self._descriptor)
+        # times are of no matter; a size that has changed is synced all the same
+        os.fdatasync(self._descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -78,7 +97,10 @@ class Disk:
     """The operating system's files."""
 
     def create(self, path: Path) -> File:
-        return _DiskFile(path)
+        return _DiskFile(path, os.O_CREAT | os.O_EXCL)
+
+    def edit(self, path: Path) -> File:
+        return _DiskFile(path, os.O_NOFOLLOW)
 
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
@@ -98,6 +120,17 @@ class Disk:
 
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
+
+    def read_into(self, path: Path, buffer: memoryview, seen: Callable[[memoryview], None]) -> int:
+        done = 0
+        with open(path, "rb", buffering=0) as file:
+            while done < len(buffer):
+                count = file.readinto(buffer[done : done + _PART])
+                if not count:
+                    break
+                seen(buffer[done : done + count])
+                done += count
+        return done
 
     def size(self, path: Path) -> int:
         return path.stat().st_size
@@ -135,7 +168,7 @@ def translated(doing: str) -> Iterator[None]:
         raise failure(error, doing) from error
 
 
-def write_synced(files: FileSystem, path: Path, data: bytes) -> None:
+def write_synced(files: FileSystem, path: Path, data: bytes | memoryview) -> None:
     """Creates ``path`` with ``data`` and syncs it; the caller syncs its directory. Raises OSError."""
     file = files.create(path)
     try:
@@ -145,6 +178,25 @@ def write_synced(files: FileSystem, path: Path, data: bytes) -> None:
         file.sync()
     finally:
         file.close()
+
+
+def write_over(files: FileSystem, path: Path, data: bytes, offsets: Sequence[int]) -> None:
+    """Writes ``data`` at each of ``offsets`` of a file and syncs it. Raises OSError; what it holds is unknown then."""
+    file = files.edit(path)
+    try:
+        for offset in offsets:
+            view = memoryview(data)
+            while view:
+                written = file.write_at(view, offset)
+                view, offset = view[written:], offset + written
+        file.sync()
+    finally:
+        file.close()
+
+
+def sync_file(files: FileSystem, path: Path) -> None:
+    """Makes what a file holds durable, whoever wrote it. Raises OSError."""
+    write_over(files, path, b"", [])
 
 
 def remove_quietly(files: FileSystem, path: Path) -> None:

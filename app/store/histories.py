@@ -40,7 +40,7 @@ class Histories:
 
     # ------------------------------------------------------------ archives
 
-    def _segment(self, tenant: str, ref: BlobRef) -> bytes:
+    def _segment(self, tenant: str, ref: BlobRef) -> memoryview:
         try:
             return self._blobs.read(tenant, ref)
         except FileNotFoundError as error:

@@ -3,7 +3,7 @@
     LOCK                        flock-ed by the one server that owns the store
     FORMAT                      the layout's name; another one is refused
     KEY                         proof of the text key, once there was one
-    tenants/<2 hex>/<id>/       a tenant: name, manifest, blobs
+    tenants/<2 hex>/<id>/       a tenant: name, manifest, its journal, blobs
     staging/, trash/            half-made and half-erased tenants; emptied at start
 
 The id is a hash of the tenant's name; the name as typed never reaches a path.
@@ -27,7 +27,9 @@ from app.store.files import FileSystem, remove_tree, replace_durably, translated
 from app.store.records import Damaged, seal, unseal
 from app.store.texts import Texts
 
-STORE_FORMAT = "memoryllm-store 1"
+STORE_FORMAT = "memoryllm-store 2"
+# read and made 2 of, whose manifests may go on in journals
+_OLDER_FORMAT = "memoryllm-store 1"
 _ID = re.compile(r"[0-9a-f]{32}")
 _FAN = re.compile(r"[0-9a-f]{2}")
 _SEALED_NAME = re.compile(rb'("[^\n]*")\Z')
@@ -108,6 +110,9 @@ class Home:
                 self._files.sync_directory(self.root.parent)
             replace_durably(self._files, path, STORE_FORMAT.encode() + b"\n")
         found = self._files.read(path)
+        if found == _OLDER_FORMAT.encode() + b"\n":
+            found = STORE_FORMAT.encode() + b"\n"
+            replace_durably(self._files, path, found)
         if found != STORE_FORMAT.encode() + b"\n":
             shown = found[:64].decode("utf-8", "replace").strip()
             raise StoreFailed(f"the store {self.root} has the format {shown!r}, not {STORE_FORMAT!r}")

@@ -82,6 +82,14 @@ def committed(old: Manifest, record: BlockRecord) -> Manifest:
     return msgspec.structs.replace(old, version=record.version, blocks=(*old.blocks, record))
 
 
+def appended(old: Manifest, new: Manifest) -> BlockRecord | None:
+    """The block that was committed, if ``new`` differs from ``old`` in that alone."""
+    record = new.blocks[-1] if new.blocks else None
+    if record is None or record.version != old.version + 1 or new != committed(old, record):
+        return None
+    return record
+
+
 def compacted(old: Manifest, snapshot: Snapshot, archive: Sequence[BlobRef]) -> Manifest:
     """``old`` with ``snapshot`` in place of the blocks up to its version, whose records ``archive`` holds."""
     later = tuple(block for block in old.blocks if block.version > snapshot.version)

@@ -1,5 +1,6 @@
-"""The one file per tenant that says what is true, and what becomes of it when writing it fails.
+"""The one file per tenant that says what is true, its journal, and what becomes of them when writing fails.
 
+A block is appended to the journal; every other change writes the manifest anew, with a journal of its own.
 All methods but ``cached`` are called under the tenant's lock.
 """
 
@@ -8,28 +9,51 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from app.errors import StoreFailed
+from app.store import journal, lineages
 from app.store.base import BlobRef, Manifest
 from app.store.blobs import Blobs
-from app.store.files import FileSystem, failure, replace_durably, translated
+from app.store.files import (
+    FileSystem,
+    failure,
+    remove_quietly,
+    replace_durably,
+    sync_file,
+    translated,
+    write_over,
+    write_synced,
+)
 from app.store.home import Home
+from app.store.journal import Head
 from app.store.lineages import dropped
-from app.store.parts import quarantined
-from app.store.records import Damaged, seal, unseal_manifest
+from app.store.parts import new_name, quarantined
+from app.store.records import Damaged, seal
 
 _CACHED = 512
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A tenant's manifest, and its journal: ``used`` of the ``room`` bytes that each of its halves has."""
+
+    manifest: Manifest
+    journal: str | None = None
+    used: int = 0
+    room: int = 0
+
+
 class Manifests:
-    """Reads, caches and replaces manifests."""
+    """Reads, caches and changes manifests."""
 
     def __init__(self, home: Home, files: FileSystem, blobs: Blobs) -> None:
         self._home = home
         self._files = files
         self._blobs = blobs
         self._guard = threading.Lock()
-        self._cache: OrderedDict[str, Manifest] = OrderedDict()
+        self._cache: OrderedDict[str, _Known] = OrderedDict()
         self._swept: set[str] = set()
         self._unsure: set[str] = set()
 
@@ -37,10 +61,11 @@ class Manifests:
 
     def cached(self, tenant: str) -> Manifest | None:
         with self._guard:
-            manifest = self._cache.get(tenant)
-            if manifest is not None:
-                self._cache.move_to_end(tenant)
-            return manifest
+            known = self._cache.get(tenant)
+            if known is None:
+                return None
+            self._cache.move_to_end(tenant)
+            return known.manifest
 
     def load(self, tenant: str) -> Manifest | None:
         """Raises TenantQuarantined, StoreFailed."""
@@ -57,22 +82,50 @@ class Manifests:
                 if self._files.exists(directory):
                     raise quarantined("its manifest is missing") from None
                 return None
+            try:
+                known = self._known(directory, data, tenant)
+            except Damaged as error:
+                raise quarantined(f"its manifest is damaged ({error})") from error
+            # once per tenant and start, and again after a failure
+            if tenant not in self._swept:
+                self._sync(directory, known)
+                self._blobs.sweep(known.manifest, known.journal)
+                with self._guard:
+                    self._swept.add(tenant)
+        self._remember(known)
+        return known.manifest
+
+    def _known(self, directory: Path, data: bytes, tenant: str) -> _Known:
+        """Reads the journal too. Raises Damaged, OSError."""
+        head = journal.unseal_head(data, tenant)
+        if head.journal is None:
+            return _Known(head.manifest)
         try:
-            manifest = unseal_manifest(data, tenant)
-        except Damaged as error:
-            raise quarantined(f"its manifest is damaged ({error})") from error
-        # once per tenant and start, and again after a failure
-        if tenant not in self._swept:
-            self._blobs.sweep(manifest)
-            with self._guard:
-                self._swept.add(tenant)
-        self.remember(manifest)
-        return manifest
+            entries = self._files.read(directory / head.journal)
+        except FileNotFoundError as error:
+            raise Damaged("its journal is missing") from error
+        if len(entries) != head.size:
+            raise Damaged("its journal has another size")
+        manifest, used, whole = journal.replayed(head, entries)
+        room = len(entries) // 2
+        # where the halves differ nothing is appended any more: the next change writes the manifest anew
+        return _Known(manifest, head.journal, used if whole else room, room)
+
+    def _sync(self, directory: Path, known: _Known) -> None:
+        """What a killed server wrote last may be seen and not be durable yet; from here on it is told of."""
+        if known.journal is not None:
+            sync_file(self._files, directory / known.journal)
+        self._files.sync_directory(directory)
 
     def remember(self, manifest: Manifest) -> None:
+        """Of a tenant just made: it has no journal."""
+        self._remember(_Known(manifest))
+
+    def _remember(self, known: _Known) -> None:
+        tenant = known.manifest.tenant
         with self._guard:
-            self._cache[manifest.tenant] = manifest
-            self._cache.move_to_end(manifest.tenant)
+            self._cache[tenant] = known
+            self._cache.move_to_end(tenant)
             while len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
 
@@ -91,22 +144,79 @@ class Manifests:
         holds (``fresh`` are removed then), StoreFailed if nobody can tell; that is settled before the tenant
         is next read.
         """
-        path = self._home.directory(new.tenant) / "manifest"
+        known = self._of(old)
         try:
-            replace_durably(self._files, path, seal(new))
+            after = self._append(known, new) or self._rewrite(known, new)
         except OSError as error:
-            with suppress(OSError, Damaged):
-                if unseal_manifest(self._files.read(path), old.tenant) == old:
-                    self._blobs.discard(old.tenant, [ref.name for ref in fresh])
-                    raise failure(error, "writing a manifest") from error
+            if self._holds(old):
+                self._blobs.discard(old.tenant, [ref.name for ref in fresh])
+                raise failure(error, "writing a manifest") from error
             self.doubt(new.tenant)
             raise StoreFailed("the store failed while writing a manifest: nothing is acknowledged") from error
-        self.remember(new)
-        self._blobs.discard(new.tenant, dropped(old, new))
+        self._remember(after)
+        self._blobs.discard(new.tenant, [*dropped(old, new), *_left(known, after)])
         return new
 
+    def _of(self, manifest: Manifest) -> _Known:
+        with self._guard:
+            known = self._cache.get(manifest.tenant)
+            if known is not None and known.manifest is manifest:
+                return known
+            # others have pushed it out of the cache: its journal is swept when it is next read
+            self._swept.discard(manifest.tenant)
+        return _Known(manifest)
+
+    def _append(self, known: _Known, new: Manifest) -> _Known | None:
+        """Writes what makes ``new`` of the manifest into both halves of the journal; None if it does not go there.
+
+        Raises OSError; the manifest that was there before is in doubt then, or written anew without that journal.
+        """
+        record = lineages.appended(known.manifest, new)
+        if record is None or known.journal is None:
+            return None
+        entry, path = journal.entry(known.journal, record), self._home.directory(new.tenant) / known.journal
+        if known.used + len(entry) > known.room:
+            return None
+        try:
+            write_over(self._files, path, entry, [known.used, known.room + known.used])
+        except OSError:
+            # it is not known what the journal holds, and a sync that failed is not tried again
+            before = self._rewrite(known, known.manifest)
+            self._remember(before)
+            self._blobs.discard(new.tenant, _left(known, before))
+            raise
+        return _Known(new, known.journal, known.used + len(entry), known.room)
+
+    def _rewrite(self, known: _Known, new: Manifest) -> _Known:
+        """Replaces the manifest, with an empty journal for a tenant whose memory is being written. Raises OSError."""
+        directory = self._home.directory(new.tenant)
+        after, size = _Known(new), 2 * known.room
+        record = lineages.appended(known.manifest, new)
+        if record is not None:
+            size = journal.size_for(record.blob.size)
+        if size:
+            after = _Known(new, new_name(new.version, "journal"), 0, size // 2)
+        try:
+            if after.journal is not None:
+                write_synced(self._files, directory / after.journal, bytes(size))
+                self._files.sync_directory(directory)
+            replace_durably(self._files, directory / "manifest", seal(Head(new, after.journal, size)))
+        except OSError:
+            if after.journal is not None and self._holds(known.manifest):
+                remove_quietly(self._files, directory / after.journal)
+            raise
+        return after
+
+    def _holds(self, manifest: Manifest) -> bool:
+        """Whether the disk shows this manifest."""
+        directory = self._home.directory(manifest.tenant)
+        with suppress(OSError, Damaged):
+            data = self._files.read(directory / "manifest")
+            return self._known(directory, data, manifest.tenant).manifest == manifest
+        return False
+
     def doubt(self, tenant: str) -> None:
-        """A directory's sync failed after a rename: what is seen now might not outlive a crash."""
+        """A sync failed: what is seen now might not outlive a crash."""
         self.forget(tenant)
         with self._guard:
             self._unsure.add(tenant)
@@ -116,13 +226,10 @@ class Manifests:
         when it is repeated. Raises StoreFailed, and the tenant stays in doubt."""
         directory = self._home.directory(tenant)
         try:
-            data = b""
-            with suppress(FileNotFoundError):
-                data = self._files.read(directory / "manifest")
             # a damaged one is left as it is, for the reader to find
-            with suppress(Damaged):
-                unseal_manifest(data, tenant)
-                replace_durably(self._files, directory / "manifest", data)
+            with suppress(FileNotFoundError, Damaged):
+                known = self._known(directory, self._files.read(directory / "manifest"), tenant)
+                replace_durably(self._files, directory / "manifest", seal(Head(known.manifest)))
             if self._files.exists(directory.parent):
                 self._files.sync_directory(directory.parent)
             self._files.sync_directory(self._home.tenants)
@@ -130,3 +237,8 @@ class Manifests:
             raise StoreFailed("the store cannot tell whether this tenant's last change is durable") from error
         with self._guard:
             self._unsure.discard(tenant)
+
+
+def _left(known: _Known, after: _Known) -> list[str]:
+    """The journal that nothing names any more."""
+    return [known.journal] if known.journal is not None and known.journal != after.journal else []

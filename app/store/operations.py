@@ -71,7 +71,7 @@ class Operations(ABC):
             raise TenantNotFound("there is no such tenant")
         return manifest
 
-    def read(self, tenant: str, blob: BlobRef) -> bytes:
+    def read(self, tenant: str, blob: BlobRef) -> memoryview:
         self._locks.check()
         try:
             return self._blobs.read(tenant, blob)

@@ -42,7 +42,7 @@ class Blobs(Protocol):
         """Writes a blob that no manifest names yet; nothing of it is left if that fails."""
         ...
 
-    def read(self, tenant: str, blob: BlobRef) -> bytes:
+    def read(self, tenant: str, blob: BlobRef) -> memoryview:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
         ...
 

@@ -6,20 +6,45 @@ import hashlib
 from typing import TypeVar
 
 import msgspec
+import xxhash
 
 from app.store.base import FORMAT, Manifest
 from app.store.lineages import oldest
 
 _T = TypeVar("_T")
+_BLOB = "xxh3:"
 
 
 class Damaged(ValueError):
     """Bytes that are not what was written."""
 
 
-def checksum(data: bytes) -> str:
+def checksum(data: bytes | memoryview) -> str:
     """blake2b, 128 bits, hex."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+class BlobSum:
+    """Checksums a blob as it comes by: XXH3 of 128 bits, since a disk reads faster than a cryptographic hash computes.
+
+    ``like`` is the checksum it will be compared with; those of stores from before are blake2b.
+    """
+
+    def __init__(self, like: str = _BLOB) -> None:
+        self._new = like.startswith(_BLOB)
+        self._state = xxhash.xxh3_128() if self._new else hashlib.blake2b(digest_size=16)
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._state.update(data)
+
+    def text(self) -> str:
+        return (_BLOB if self._new else "") + self._state.hexdigest()
+
+
+def blob_checksum(data: bytes | memoryview, like: str = _BLOB) -> str:
+    found = BlobSum(like)
+    found.update(data)
+    return found.text()
 
 
 def seal(value: object) -> bytes:
@@ -28,7 +53,7 @@ def seal(value: object) -> bytes:
     return checksum(body).encode() + b"\n" + body
 
 
-def unseal(data: bytes, kind: type[_T]) -> _T:
+def unseal(data: bytes | memoryview, kind: type[_T]) -> _T:
     """The value of type ``kind`` that was sealed. Raises Damaged."""
     mark, newline, body = data[:32], data[32:33], data[33:]
     if newline != b"\n" or mark != checksum(body).encode():
@@ -40,8 +65,12 @@ def unseal(data: bytes, kind: type[_T]) -> _T:
 
 
 def unseal_manifest(data: bytes, tenant: str) -> Manifest:
-    """Raises Damaged if the bytes are another tenant's manifest, of another format, or inconsistent."""
-    manifest = unseal(data, Manifest)
+    """Raises Damaged, see ``checked``."""
+    return checked(unseal(data, Manifest), tenant)
+
+
+def checked(manifest: Manifest, tenant: str) -> Manifest:
+    """Raises Damaged if the manifest is another tenant's, of another format, or inconsistent."""
     if manifest.format != FORMAT:
         raise Damaged(f"manifest format {manifest.format} is not known")
     if manifest.tenant != tenant:

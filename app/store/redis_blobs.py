@@ -10,7 +10,7 @@ from app.errors import ServiceError
 from app.store.base import BlobRef, Manifest
 from app.store.lineages import Copy, blobs_of
 from app.store.parts import new_name, quarantined, require_name
-from app.store.records import checksum
+from app.store.records import blob_checksum
 from app.store.redis_leases import Keys
 from app.store.redis_server import Server
 
@@ -51,7 +51,7 @@ class RedisBlobs:
         except ServiceError:
             self.discard(tenant, [name])
             raise
-        return BlobRef(name, len(data), checksum(data))
+        return BlobRef(name, len(data), blob_checksum(data))
 
     def _put_chunk(self, tenant: str, name: str, number: int, piece: bytes, size: int) -> None:
         def write() -> None:
@@ -83,7 +83,7 @@ class RedisBlobs:
         key = self._keys.of(tenant, "blobs")
         self._server.again("writing a blob", lambda: self._server.client.hset(key, name, size))
 
-    def read(self, tenant: str, blob: BlobRef) -> bytes:
+    def read(self, tenant: str, blob: BlobRef) -> memoryview:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
         require_name(blob)
         pieces = []
@@ -93,10 +93,10 @@ class RedisBlobs:
             if piece is None:
                 raise FileNotFoundError(blob.name)
             pieces.append(piece)
-        data = b"".join(pieces)
-        if len(data) != blob.size or checksum(data) != blob.checksum:
+        data = bytearray().join(pieces)
+        if len(data) != blob.size or blob_checksum(memoryview(data), blob.checksum) != blob.checksum:
             raise quarantined("a blob is damaged")
-        return data
+        return memoryview(data)
 
     def held(self, tenant: str) -> dict[str, int]:
         """Sizes of all blobs that there may be anything of, by name. Raises StoreFailed."""

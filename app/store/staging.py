@@ -10,6 +10,7 @@ from app.errors import ServiceError, StoreFailed, TenantExists
 from app.store.base import Manifest
 from app.store.files import FileSystem, is_there, remove_tree, translated, write_synced
 from app.store.home import Home
+from app.store.journal import Head
 from app.store.manifests import Manifests
 from app.store.records import seal
 
@@ -41,7 +42,7 @@ class Staging:
                 self._files.make_directory(staged)
                 manifest = fill(staged)
                 write_synced(self._files, staged / "name", seal(tenant))
-                write_synced(self._files, staged / "manifest", seal(manifest))
+                write_synced(self._files, staged / "manifest", seal(Head(manifest)))
                 self._files.sync_directory(staged)
                 self._files.rename(staged, directory)
                 self._files.sync_directory(directory.parent)

@@ -22,6 +22,7 @@ from pathlib import Path
 from unittest import mock
 
 import app.store.archive
+import app.store.journal
 from app.errors import ServiceError, StoreFailed, StoreFull
 from app.store.base import Store
 from tests.faults.model import TENANTS, Memories, Memory, Step, check_clean, observe, open_store
@@ -264,8 +265,11 @@ def _fingerprint(disk: MemoryDisk, state: _Running) -> int:
 
 @contextmanager
 def _merging_early() -> Iterator[None]:
-    """Archives of two segments are merged, so that short scripts come to it."""
-    with mock.patch.object(app.store.archive, "MOST_SEGMENTS", 2):
+    """Archives of two segments are merged, and journals hold few records, so that short scripts come to their end."""
+    with (
+        mock.patch.object(app.store.archive, "MOST_SEGMENTS", 2),
+        mock.patch.object(app.store.journal, "SMALLEST", 2048),
+    ):
         yield
 
 

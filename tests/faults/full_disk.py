@@ -66,7 +66,7 @@ def check(store: DiskStore, versions: dict[str, int]) -> None:
         if manifest is None or manifest.version != version:
             raise Lost(f"{tenant} is not at version {version}")
         for block in manifest.blocks:
-            if not store.read(tenant, block.blob).startswith(tenant.encode()):
+            if not bytes(store.read(tenant, block.blob)).startswith(tenant.encode()):
                 raise Lost(f"a block of {tenant} is another's")
 
 

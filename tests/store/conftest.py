@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.store import journal
 from app.store.base import Store
 from app.store.disk import DiskStore
 from app.store.url import open_store
@@ -15,6 +16,12 @@ from tests.store.memorydisk import MemoryDisk
 from tests.store.redisserver import RedisServer
 
 Open = Callable[..., Store]
+
+
+@pytest.fixture(autouse=True)
+def _short_journals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are full after a few records, so that their ends are met, and cost the disk in memory little."""
+    monkeypatch.setattr(journal, "SMALLEST", 2048)
 
 
 @pytest.fixture(scope="session")

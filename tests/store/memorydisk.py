@@ -17,6 +17,7 @@ Kept = Literal["synced", "names", "all"] | random.Random
 Hook = Callable[[str, Path], None]
 
 _MOST_WRITTEN = 300
+_SECTOR = 128
 
 
 class Crash(BaseException):
@@ -31,7 +32,10 @@ class Leaf:
 
     def after_crash(self, kept: Kept) -> Leaf:
         left = self.safe
-        if isinstance(kept, random.Random):
+        if left is not None and left != self.now and len(left) == len(self.now):
+            # written over in place: what was not synced is there in part, sector by sector or up to some byte
+            left = self._overwritten(left, kept)
+        elif isinstance(kept, random.Random):
             torn = bytes(self.now[: kept.randrange(len(self.now) + 1)])
             left = (
                 left if left is not None else kept.choice([b"", torn, bytes(len(self.now)), bytes(self.now)])
@@ -41,6 +45,17 @@ class Leaf:
         elif left is None:
             left = bytes(self.now[: len(self.now) // 2]) if kept == "names" else b""
         return Leaf(left, left)
+
+    def _overwritten(self, safe: bytes, kept: Kept) -> bytes:
+        now = bytes(self.now)
+        if not isinstance(kept, random.Random):
+            return now if kept == "all" else safe
+        if kept.randrange(2):
+            sectors = range(0, len(now), _SECTOR)
+            return b"".join(kept.choice([now, safe])[at : at + _SECTOR] for at in sectors)
+        changed = [at for at, (new, old) in enumerate(zip(now, safe, strict=True)) if new != old]
+        cut = kept.choice(changed) + kept.randrange(2)
+        return now[:cut] + safe[cut:] if kept.randrange(2) else safe[:cut] + now[cut:]
 
 
 class Folder:
@@ -108,6 +123,12 @@ class MemoryDisk:
         self.after("create", path)
         return MemoryFile(self, path, leaf)
 
+    def edit(self, path: Path) -> File:
+        node = self._node(path)
+        if isinstance(node, Folder):
+            raise _error(errno.EISDIR, path)
+        return MemoryFile(self, path, node, in_place=True)
+
     def rename(self, source: Path, target: Path) -> None:
         self.before("rename", target)
         origin, goal = self._folder(source.parent), self._folder(target.parent)
@@ -151,6 +172,12 @@ class MemoryDisk:
         if isinstance(node, Folder):
             raise _error(errno.EISDIR, path)
         return bytes(node.now)
+
+    def read_into(self, path: Path, buffer: memoryview, seen: Callable[[memoryview], None]) -> int:
+        data = self.read(path)[: len(buffer)]
+        buffer[: len(data)] = data
+        seen(buffer[: len(data)])
+        return len(data)
 
     def size(self, path: Path) -> int:
         node = self._node(path)
@@ -202,8 +229,11 @@ class MemoryDisk:
 
 
 class MemoryFile:
-    def __init__(self, disk: MemoryDisk, path: Path, leaf: Leaf) -> None:
+    """Calls on a file that is written over in place, and so needs no more room, have names of their own."""
+
+    def __init__(self, disk: MemoryDisk, path: Path, leaf: Leaf, *, in_place: bool = False) -> None:
         self._disk, self._path, self._leaf = disk, path, leaf
+        self._sync = "sync_over" if in_place else "sync"
 
     def write(self, data: memoryview) -> int:
         self._disk.before("write", self._path)
@@ -212,16 +242,24 @@ class MemoryFile:
         self._disk.after("write", self._path)
         return len(taken)
 
+    def write_at(self, data: memoryview, offset: int) -> int:
+        self._disk.before("write_over", self._path)
+        taken = data[:_MOST_WRITTEN]
+        assert offset + len(data) <= len(self._leaf.now), "a file written over in place keeps its size"
+        self._leaf.now[offset : offset + len(taken)] = taken
+        self._disk.after("write_over", self._path)
+        return len(taken)
+
     def sync(self) -> None:
         try:
-            self._disk.before("sync", self._path)
+            self._disk.before(self._sync, self._path)
         except OSError:
             # a kernel drops the pages it could not write: another fsync succeeds and saves nothing
             self._leaf.lost = True
             raise
         if not self._leaf.lost:
             self._leaf.safe = bytes(self._leaf.now)
-        self._disk.after("sync", self._path)
+        self._disk.after(self._sync, self._path)
 
     def close(self) -> None:
         self._disk.before("close", self._path)

@@ -118,9 +118,9 @@ def test_closing_waits_for_a_commit_under_way(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     DiskStore(tmp_path).close()
-    (tmp_path / "FORMAT").write_text("memoryllm-store 2\n")
+    (tmp_path / "FORMAT").write_text("memoryllm-store 3\n")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(StoreFailed, match="memoryllm-store 2"):
+    with pytest.raises(StoreFailed, match="memoryllm-store 3"):
         DiskStore(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -35,7 +35,7 @@ def contents(store: Store, tenant: str = "ada") -> list[bytes]:
     found = store.load(tenant)
     assert found is not None
     refs = [] if found.snapshot is None else [found.snapshot.blob]
-    return [store.read(tenant, ref) for ref in [*refs, *(block.blob for block in found.blocks)]]
+    return [bytes(store.read(tenant, ref)) for ref in [*refs, *(block.blob for block in found.blocks)]]
 
 
 def blocks(first: int, last: int, tenant: str = "ada") -> list[bytes]:
@@ -463,8 +463,8 @@ def test_rollbacks_compactions_and_commits_at_once_never_mix(reopen: Open) -> No
 
     def last_of(found: Manifest) -> bytes:
         if found.blocks:
-            return store.read("ada", found.blocks[-1].blob)
-        return b"start" if found.snapshot is None else store.read("ada", found.snapshot.blob)
+            return bytes(store.read("ada", found.blocks[-1].blob))
+        return b"start" if found.snapshot is None else bytes(store.read("ada", found.snapshot.blob))
 
     def race(worker: int) -> None:
         draw = random.Random(worker)
@@ -499,7 +499,7 @@ def test_rollbacks_compactions_and_commits_at_once_never_mix(reopen: Open) -> No
         assert found.lineage == done.count("rollback")
         previous = contents(store)[0] if found.snapshot is not None else b"start"
         for block in found.blocks:
-            name, follows = store.read("ada", block.blob).split(b"<")
+            name, follows = bytes(store.read("ada", block.blob)).split(b"<")
             assert follows == previous
             previous = name
         assert versions(store.history("ada")) == list(range(1, found.version + 1))

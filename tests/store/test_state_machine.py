@@ -312,7 +312,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (manifest.version, manifest.lineage) == (memory.version, memory.lineage)
             contents: list[bytes] = []
             if manifest.snapshot is not None:
-                contents = self.store.read(tenant, manifest.snapshot.blob).split(b"|")
+                contents = bytes(self.store.read(tenant, manifest.snapshot.blob)).split(b"|")
                 assert len(contents) == manifest.snapshot.version
             contents += [self.store.read(tenant, record.blob) for record in manifest.blocks]
             assert contents == [data for data, _, _ in blocks]
