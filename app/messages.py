@@ -258,7 +258,6 @@ class Ready(Message, frozen=True):
     """The worker serves. Sent once, after weights and store are open."""
 
     model: ModelInfo
-    tenants: int
     pid: int
 
 

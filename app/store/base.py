@@ -36,7 +36,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class BlobRef(msgspec.Struct, frozen=True):
-    """One immutable blob: its server-made ``name``, ``size`` in bytes and ``checksum`` of its bytes (``records.BlobSum``)."""
+    """One immutable blob: its server-made ``name``, ``size`` in bytes and ``checksum`` (see ``records.BlobSum``)."""
 
     name: str
     size: int
@@ -187,7 +187,9 @@ class Store(Protocol):
         ...
 
     def read(self, tenant: str, blob: BlobRef) -> memoryview:
-        """The blob's bytes, checked, in memory that is the caller's. Raises TenantQuarantined (missing, torn or altered), StoreFailed.
+        """The blob's bytes, checked, in memory that is the caller's.
+
+        Raises TenantQuarantined (missing, torn or altered), StoreFailed.
 
         A blob that compaction, rollback, rebuild or erasure took away after the caller had loaded the manifest
         raises VersionConflict or TenantNotFound: load again.

@@ -8,7 +8,6 @@ writing it fails, in ``manifests``; older records are in ``histories``.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from app.store.home import Home, tenant_id
 from app.store.lineages import Copy
 from app.store.locks import TenantLocks
 from app.store.manifests import Manifests
+from app.store.names import Names
 from app.store.operations import Operations
 from app.store.parts import Place
 from app.store.staging import Staging
@@ -74,9 +74,8 @@ class DiskStore(Operations):
         self._staging = Staging(self._home, self.files, self._disk_manifests)
         self._disk_blobs = blobs
         self._trash = Trash(self._home, self.files)
-        self._guard = threading.Lock()
         try:
-            self._names = self._home.names()
+            self._names = Names(self._home)
         except BaseException:
             self._home.close()
             raise
@@ -84,6 +83,7 @@ class DiskStore(Operations):
     def close(self) -> None:
         """Waits for what is under way, refuses whatever comes later, and lets another server open the store."""
         self._locks.close()
+        self._names.close()
         self._home.close()
 
     # ------------------------------------------------------------ claims: one process owns every tenant
@@ -99,23 +99,19 @@ class DiskStore(Operations):
     # ------------------------------------------------------------ reading
 
     def tenants(self) -> Iterator[str]:
-        with self._guard:
-            names = sorted(self._names.values())
-        return iter(names)
+        return iter(self._names.all())
 
     def _load(self, tenant: str) -> Manifest | None:
         manifest = self._disk_manifests.load(tenant)
-        with self._guard:
-            if manifest is None:
-                self._names.pop(tenant_id(tenant), None)
-            else:
-                self._names[tenant_id(tenant)] = tenant
+        if manifest is None:
+            self._names.drop(tenant_id(tenant))
+        else:
+            self._names.add(tenant_id(tenant), tenant)
         return manifest
 
     def _make(self, tenant: str, fill: Callable[[Place], Manifest]) -> Manifest:
         manifest = self._staging.make(tenant, lambda staged: fill(_Staged(self._disk_blobs, staged)))
-        with self._guard:
-            self._names[tenant_id(tenant)] = tenant
+        self._names.add(tenant_id(tenant), tenant)
         return manifest
 
     # ------------------------------------------------------------ erasing
@@ -139,6 +135,5 @@ class DiskStore(Operations):
                     if self._trash.holds(tenant):
                         self._disk_manifests.doubt(tenant)
                     raise
-            with self._guard:
-                self._names.pop(tenant_id(tenant), None)
+            self._names.drop(tenant_id(tenant))
             return receipt

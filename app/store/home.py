@@ -151,22 +151,18 @@ class Home:
     def new_trash(self) -> Path:
         return self.trash / secrets.token_hex(16)
 
-    def names(self) -> dict[str, str]:
-        """The tenants' names by id. One whose name is damaged wherever it is written is reached by name only."""
-        found = {}
+    def ids(self) -> list[str]:
+        """Of all tenants. Raises StoreFailed."""
         with translated("listing the tenants"):
-            for fan in filter(_FAN.fullmatch, self._files.list(self.tenants)):
-                for name in filter(_ID.fullmatch, self._files.list(self.tenants / fan)):
-                    tenant = self._name(self.tenants / fan / name)
-                    if tenant is not None:
-                        found[name] = tenant
-        return found
+            fans = filter(_FAN.fullmatch, self._files.list(self.tenants))
+            return [id for fan in fans for id in filter(_ID.fullmatch, self._files.list(self.tenants / fan))]
 
-    def _name(self, directory: Path) -> str | None:
-        """From the small file beside the manifest; from the manifest only if that is damaged.
+    def name(self, id: str) -> str | None:
+        """The tenant's name from the small file beside the manifest; from the manifest only if that is damaged.
 
         The directory's own name proves the tenant's, so that it can be picked out of damaged files too.
         """
+        directory = self.tenants / id[:2] / id
         for file, pattern in (("name", _SEALED_NAME), ("manifest", _NAME_IN_MANIFEST)):
             with suppress(OSError):
                 for match in pattern.finditer(self._files.read(directory / file)):

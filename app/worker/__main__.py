@@ -71,7 +71,7 @@ def main() -> int:
         loop.send([Fatal(str(error))])
         loop.close()
         return 1
-    loop.send([Ready(built.info, tenants=sum(1 for _ in store.tenants()), pid=os.getpid())])
+    loop.send([Ready(built.info, pid=os.getpid())])
     loop.run(built.engine)
     loop.close()
     store.close()

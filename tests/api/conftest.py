@@ -129,7 +129,7 @@ async def start_service(settings: Settings, path: str) -> Service:
         loop.call_soon(work, frame)
 
     client.attach(send, 0.0)
-    client.received([m.Ready(model_info(path), tenants=0, pid=1)], 0.0)
+    client.received([m.Ready(model_info(path), pid=1)], 0.0)
     await client.settled.wait()
     return service
 

@@ -338,7 +338,7 @@ def main() -> int:
         return 1
     worker = FakeWorker()
     info = model_info(os.environ.get("FAKE_WORKER_MODEL", ""))
-    socket.send(m.encode([m.Ready(info, tenants=0, pid=os.getpid())]))
+    socket.send(m.encode([m.Ready(info, pid=os.getpid())]))
     beat = 0.0
     draining = False
     while True:

@@ -56,7 +56,7 @@ async def start(settings: Settings, model_dir: Path, tmp_path: Path) -> AsyncIte
             service.answer(*fake.handle(request))
 
     client.attach(lambda frame: loop.call_soon(work, frame) and None, 0.0)
-    client.received([m.Ready(model_info(str(model_dir)), tenants=0, pid=1)], 0.0)
+    client.received([m.Ready(model_info(str(model_dir)), pid=1)], 0.0)
     await client.settled.wait()
     async with http:
         yield service

@@ -132,7 +132,9 @@ def check_clean(disk: MemoryDisk, store: Store) -> None:
             refs = [b.blob for b in manifest.blocks] + list(manifest.archive)
             refs += [manifest.snapshot.blob] if manifest.snapshot is not None else []
             named |= {ref.name for ref in refs} | {f"name of {tenant}", f"manifest of {tenant}"}
-    named |= {unseal(bytes(leaf.now), Head).journal or "" for path, leaf in disk.leaves() if path.name == "manifest"}
+    named |= {
+        unseal(bytes(leaf.now), Head).journal or "" for path, leaf in disk.leaves() if path.name == "manifest"
+    }
     found = [path for path, _ in disk.leaves() if path.parent != disk.root]
     assert len(found) == len(named - {""}), found
     for name in ("staging", "trash"):

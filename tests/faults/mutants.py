@@ -25,7 +25,8 @@ import app.store.trash as trash
 from app.errors import StoreFailed, TenantNotFound
 from app.store.base import BlobRef, BlockRecord, Manifest
 from app.store.disk import DiskStore
-from app.store.records import checksum, seal
+from app.store.records import blob_checksum, seal
+from tests.faults import journal_mutants
 from tests.faults.exploration import Violation, explore
 from tests.store.memorydisk import MemoryDisk, MemoryFile
 
@@ -162,7 +163,7 @@ def _manifest_first(_: Any) -> Any:
         with self._locks.holding(tenant):
             old = self._require(tenant)
             lineages.require_version(old, expected_version, lineage)
-            ref = BlobRef(self._blobs.new_name(expected_version + 1, "block"), len(blob), checksum(blob))
+            ref = BlobRef(self._blobs.new_name(expected_version + 1, "block"), len(blob), blob_checksum(blob))
             record = BlockRecord(expected_version + 1, ref, time, tokens, text, idempotency)
             new = self._manifests.swap(old, lineages.committed(old, record), [ref])
             self._blobs.put(tenant, ref.name, blob)
@@ -431,6 +432,7 @@ MUTANTS: dict[str, Patch] = {
     "compaction drops the later blocks": _patched(lineages, "compacted", _compacted_too_far),
     "the cache outlives an erasure": _patched(manifests.Manifests, "forget", _cache_stays),
     "an absent tenant is made by a commit": _patched(DiskStore, "_require", _absent_created),
+    **journal_mutants.MUTANTS,
 }
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import app.store.names
 from app.errors import StoreFailed, StoreFull, TenantNotFound, VersionConflict
 from app.store.base import Idempotency, Manifest
 from app.store.disk import DiskStore
+from app.store.home import Home
 from app.store.url import open_store
 from tests.store.memorydisk import MemoryDisk
 
@@ -499,3 +501,56 @@ def test_stores_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_url_that_cannot_be_used_says_why(url: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         open_store(url)
+
+
+def test_many_names_are_read_beside_the_start_and_none_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(tmp_path)
+    for number in range(8):
+        store.create(manifest(f"tenant {number}"))
+    store.close()
+    monkeypatch.setattr(app.store.names, "_READ_AT_ONCE", 3)
+    go = threading.Event()
+    read = Home.name
+
+    def slow(self: Home, id: str) -> str | None:
+        assert go.wait(30)
+        return read(self, id)
+
+    monkeypatch.setattr(Home, "name", slow)
+    store = DiskStore(tmp_path)
+    # the store is open, and no name has been read
+    store.erase("tenant 3")
+    store.create(manifest("another"))
+    store.erase("tenant 5")
+    store.create(manifest("tenant 5"))
+    go.set()
+    assert list(store.tenants()) == ["another", *(f"tenant {n}" for n in (0, 1, 2, 4, 5, 6, 7))]
+    store.close()
+
+
+def test_a_store_that_is_closed_while_names_are_read_waits_for_no_more_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(tmp_path)
+    for number in range(8):
+        store.create(manifest(f"tenant {number}"))
+    store.close()
+    monkeypatch.setattr(app.store.names, "_READ_AT_ONCE", 3)
+    read: list[str] = []
+    closing = threading.Event()
+
+    def slow(self: Home, id: str) -> str | None:
+        read.append(id)
+        assert closing.wait(30)
+        return None
+
+    monkeypatch.setattr(Home, "name", slow)
+    store = DiskStore(tmp_path)
+    store._names._closed = True
+    closing.set()
+    store.close()
+    assert len(read) <= 2
+    with pytest.raises(StoreFailed):
+        store.tenants()
