@@ -145,10 +145,11 @@ class Manifests:
         is next read.
         """
         known = self._of(old)
+        entry = self._entry(known, new)
         try:
-            after = self._append(known, new) or self._rewrite(known, new)
+            after = self._append(known, new, entry) if entry else self._rewrite(known, new)
         except OSError as error:
-            if self._holds(old):
+            if self._restored(known) if entry else self._shown(old.tenant) == known:
                 self._blobs.discard(old.tenant, [ref.name for ref in fresh])
                 raise failure(error, "writing a manifest") from error
             self.doubt(new.tenant)
@@ -166,26 +167,31 @@ class Manifests:
             self._swept.discard(manifest.tenant)
         return _Known(manifest)
 
-    def _append(self, known: _Known, new: Manifest) -> _Known | None:
-        """Writes what makes ``new`` of the manifest into both halves of the journal; None if it does not go there.
-
-        Raises OSError; the manifest that was there before is in doubt then, or written anew without that journal.
-        """
+    def _entry(self, known: _Known, new: Manifest) -> bytes:
+        """What to append to the journal for ``new``; nothing if that does not go there."""
         record = lineages.appended(known.manifest, new)
         if record is None or known.journal is None:
-            return None
-        entry, path = journal.entry(known.journal, record), self._home.directory(new.tenant) / known.journal
-        if known.used + len(entry) > known.room:
-            return None
-        try:
-            write_over(self._files, path, entry, [known.used, known.room + known.used])
-        except OSError:
-            # it is not known what the journal holds, and a sync that failed is not tried again
-            before = self._rewrite(known, known.manifest)
-            self._remember(before)
-            self._blobs.discard(new.tenant, _left(known, before))
-            raise
+            return b""
+        entry = journal.entry(known.journal, record)
+        return entry if known.used + len(entry) <= known.room else b""
+
+    def _append(self, known: _Known, new: Manifest, entry: bytes) -> _Known:
+        """Writes the entry into both halves of the journal. Raises OSError: it is not known what is in it then."""
+        assert known.journal is not None
+        path = self._home.directory(new.tenant) / known.journal
+        write_over(self._files, path, entry, [known.used, known.room + known.used])
         return _Known(new, known.journal, known.used + len(entry), known.room)
+
+    def _restored(self, known: _Known) -> bool:
+        """Writes the manifest of before a failed append anew, with another journal: a sync that failed is not tried
+        again on the same file."""
+        try:
+            before = self._rewrite(known, known.manifest)
+        except OSError:
+            return False
+        self._remember(before)
+        self._blobs.discard(known.manifest.tenant, _left(known, before))
+        return True
 
     def _rewrite(self, known: _Known, new: Manifest) -> _Known:
         """Replaces the manifest, with an empty journal for a tenant whose memory is being written. Raises OSError."""
@@ -202,18 +208,18 @@ class Manifests:
                 self._files.sync_directory(directory)
             replace_durably(self._files, directory / "manifest", seal(Head(new, after.journal, size)))
         except OSError:
-            if after.journal is not None and self._holds(known.manifest):
+            shown = self._shown(new.tenant)
+            if after.journal is not None and shown is not None and shown.journal != after.journal:
                 remove_quietly(self._files, directory / after.journal)
             raise
         return after
 
-    def _holds(self, manifest: Manifest) -> bool:
-        """Whether the disk shows this manifest."""
-        directory = self._home.directory(manifest.tenant)
+    def _shown(self, tenant: str) -> _Known | None:
+        """What the disk shows, which need not be durable; None if it cannot be read."""
+        directory = self._home.directory(tenant)
         with suppress(OSError, Damaged):
-            data = self._files.read(directory / "manifest")
-            return self._known(directory, data, manifest.tenant).manifest == manifest
-        return False
+            return self._known(directory, self._files.read(directory / "manifest"), tenant)
+        return None
 
     def doubt(self, tenant: str) -> None:
         """A sync failed: what is seen now might not outlive a crash."""
