@@ -68,12 +68,7 @@ class Exploration:
         state = _Running([{}], set())
 
         def crash(call: str, path: Path) -> None:
-            self.crashes += 1
-            kinds: list[Kept] = ["synced", "names", "all"]
-            kinds += [random.Random(draw.getrandbits(32)) for _ in range(_DRAWS)]
-            for kept in kinds:
-                if not self.done:
-                    self._found(disk.after_crash(kept), state, draw, (seed, call, kept))
+            self._crash_now(disk, state, draw, (seed, call))
 
         if crashing:
             disk.before = crash
@@ -86,7 +81,7 @@ class Exploration:
                 after = step.on_model(memories)
                 state.allowed, state.step = [memories, after], number
                 state.ever |= {c for memory in after.values() for c in memory.contents}
-                memories = self._step(store, step, memories, after, state, seed)
+                memories = self._step(disk, store, step, memories, after, state, draw, seed)
                 state.allowed = [memories]
                 self._look(disk, store, state, f"script {seed}, after {step!r}")
                 if self.done:
@@ -105,7 +100,8 @@ class Exploration:
             if countdown == 0:
                 self.failures += 1
                 state.failures += 1
-                countdown = draw.randrange(20, 80)
+                # now and then so soon that what mends the first fails too
+                countdown = draw.randrange(20, 80) if draw.randrange(3) else draw.randrange(1, 20)
                 number = draw.choice([errno.EIO, errno.ENOSPC])
                 raise OSError(number, os.strerror(number), str(path))
 
@@ -116,17 +112,35 @@ class Exploration:
 
         disk.before, disk.after = before, fail
 
+    def _crash_now(self, disk: MemoryDisk, state: _Running, draw: random.Random, where: object) -> None:
+        self.crashes += 1
+        kinds: list[Kept] = ["synced", "names", "all"]
+        kinds += [random.Random(draw.getrandbits(32)) for _ in range(_DRAWS)]
+        for kept in kinds:
+            if not self.done:
+                self._found(disk.after_crash(kept), state, draw, (where, kept))
+
     def _step(
-        self, store: Store, step: Step, memories: Memories, after: Memories, state: _Running, seed: int
+        self,
+        disk: MemoryDisk,
+        store: Store,
+        step: Step,
+        memories: Memories,
+        after: Memories,
+        state: _Running,
+        draw: random.Random,
+        seed: int,
     ) -> Memories:
         """Does ``step``, again while it fails; returns the model's memories after it."""
         for _ in range(20):
             try:
                 step.on_store(store, memories)
             except (StoreFailed, StoreFull) as error:
-                seen = _observed(store)
+                seen = next(
+                    (seen for _ in range(20) for seen in [_observed(store)] if seen is not None), None
+                )
                 if seen is None:
-                    continue
+                    break
                 # "no room" says that nothing was changed; but of an erasure, that it is to be asked for again
                 unchanged = isinstance(error, StoreFull) and step.does != "erase"
                 allowed = [memories] if unchanged else [memories, after]
@@ -134,8 +148,12 @@ class Exploration:
                     raise Violation(
                         f"script {seed}, {step!r} failed: a reader sees what never was"
                     ) from error
+                # what a reader has seen is what is found from now on
+                state.allowed = [seen]
+                self._crash_now(disk, state, draw, (seed, "behind a failure", step))
                 if seen == after:
                     return after
+                state.allowed = [memories, after]
                 continue
             except AssertionError as error:
                 # an erasure that failed in its last call has nothing left to erase

@@ -25,6 +25,7 @@ import app.store.trash as trash
 from app.errors import StoreFailed, TenantNotFound
 from app.store.base import BlobRef, BlockRecord, Manifest
 from app.store.disk import DiskStore
+from app.store.journal import Head
 from app.store.records import blob_checksum, seal
 from tests.faults import journal_mutants
 from tests.faults.exploration import Violation, explore
@@ -289,7 +290,7 @@ def _staged_in_place(_: Any) -> Any:
         self._files.make_directory(directory)
         manifest = fill(directory)
         files.write_synced(self._files, directory / "name", seal(tenant))
-        files.write_synced(self._files, directory / "manifest", seal(manifest))
+        files.write_synced(self._files, directory / "manifest", seal(Head(manifest)))
         self._files.sync_directory(directory)
         self._files.sync_directory(directory.parent)
         self._manifests.remember(manifest)
@@ -315,8 +316,8 @@ def _keys_forgotten(_: Any) -> Any:
 
 
 def _swept_too_much(_: Any) -> Any:
-    def sweep(self: blobs.Blobs, manifest: Manifest) -> None:
-        named = {"name", "manifest", *(block.blob.name for block in manifest.blocks)}
+    def sweep(self: blobs.Blobs, manifest: Manifest, journal: str | None) -> None:
+        named = {"name", "manifest", journal, *(block.blob.name for block in manifest.blocks)}
         if manifest.snapshot is not None:
             named.add(manifest.snapshot.blob.name)
         found = self._files.list(self._home.directory(manifest.tenant))
@@ -378,7 +379,7 @@ def _fork_overwrites(_: Any) -> Any:
         self._files.make_directory(staged)
         manifest = fill(staged)
         files.write_synced(self._files, staged / "name", seal(tenant))
-        files.write_synced(self._files, staged / "manifest", seal(manifest))
+        files.write_synced(self._files, staged / "manifest", seal(Head(manifest)))
         self._files.sync_directory(staged)
         self._files.rename(staged, directory)
         self._files.sync_directory(directory.parent)
