@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 BUSY = {429, 503}
+PATIENCE = 600.0
+KEY_VARIABLE = "MEMORYLLM_API_KEY"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per token of a continuation: its natural-log probability, whether it is the likeliest, the likeliest's id."""
+
+    logprobs: list[float]
+    greedy: list[bool]
+    first: list[int]
 
 
 class Client:
-    """Talks to a running ``memoryllm serve``."""
+    """Talks to a running ``memoryllm serve``. An API key is taken from ``MEMORYLLM_API_KEY``.
 
-    def __init__(self, url: str, connections: int) -> None:
-        limits = httpx.Limits(max_connections=connections)
-        self._http = httpx.AsyncClient(base_url=url, timeout=600.0, limits=limits, trust_env=False)
+    ``template`` holds ``{question}`` and is how questions are put to a model that has no chat template; without
+    one they are chat messages.
+    """
+
+    def __init__(self, url: str, connections: int, template: str | None = None) -> None:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        key = os.environ.get(KEY_VARIABLE)
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            timeout=PATIENCE,
+            limits=limits,
+            trust_env=False,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+        )
+        self.template = template
 
     async def __aenter__(self) -> Client:
         return self
@@ -27,30 +53,60 @@ class Client:
         await self._http.aclose()
 
     async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Raises httpx.HTTPStatusError with the server's message for any answer but a success."""
+        """Raises httpx.HTTPStatusError with the server's message for any answer but a success.
+
+        A busy server is asked again when it says, for ten minutes at most.
+        """
+        waited = 0.0
         while True:
             response = await self._http.request(method, path, json=body)
-            if response.status_code not in BUSY:
+            if response.status_code not in BUSY or waited >= PATIENCE:
                 break
-            await asyncio.sleep(float(response.headers.get("retry-after", "1")))
+            pause = float(response.headers.get("retry-after", "1"))
+            await asyncio.sleep(pause)
+            waited += max(pause, 0.1)
         if response.is_error:
             raise httpx.HTTPStatusError(response.text, request=response.request, response=response)
         answer: dict[str, Any] = response.json()
         return answer
 
-    async def update(self, tenant: str, text: str, short: str = "refuse") -> dict[str, Any]:
-        return await self.call("POST", "/update", {"tenant": tenant, "text": text, "short": short})
+    async def update(
+        self, tenant: str, text: str, short: str = "refuse", key: str | None = None
+    ) -> dict[str, Any]:
+        body = {"tenant": tenant, "text": text, "short": short}
+        return await self.call("POST", "/update", body if key is None else body | {"idempotency_key": key})
 
-    async def ask(self, tenant: str, question: str, max_tokens: int = 32) -> str:
-        """The answer to a question put as a chat message, greedily, without white space around it."""
-        body = {
-            "tenant": tenant,
-            "messages": [{"role": "user", "content": question}],
-            "max_tokens": max_tokens,
-            "temperature": 0.0,
-        }
+    async def ask(self, tenant: str, question: str, max_tokens: int = 32, before: str = "") -> str:
+        """The greedy answer to a question, without white space around it; ``before`` is text ahead of it."""
+        body: dict[str, Any] = {"tenant": tenant, "max_tokens": max_tokens, "temperature": 0.0}
+        if self.template is None:
+            content = f"{before} {question}" if before else question
+            body["messages"] = [{"role": "user", "content": content}]
+        else:
+            asked = self.template.replace("{question}", question)
+            body["prompt"] = f"{before}\n{asked}" if before else asked
         answer = await self.call("POST", "/generate", body)
         return str(answer["text"]).strip()
 
+    async def score(self, tenant: str, prompt: str, continuation: str) -> Scores:
+        body = {"tenant": tenant, "prompt": prompt, "continuation": continuation}
+        answer = await self.call("POST", "/score", body)
+        return Scores(answer["logprobs"], answer["greedy"], answer["greedy_token_ids"])
+
+    async def create(self, tenant: str, seed: int) -> None:
+        await self.call("POST", "/tenants", {"id": tenant, "seed": seed})
+
+    async def fork(self, tenant: str, target: str) -> None:
+        await self.call("POST", f"/tenants/{quote(tenant, safe='')}/fork", {"target": target})
+
+    async def memory(self, tenant: str) -> dict[str, Any]:
+        """How many tokens of which version each layer holds."""
+        return await self.call("GET", f"/tenants/{quote(tenant, safe='')}/memory")
+
     async def erase(self, tenant: str) -> None:
-        await self.call("DELETE", f"/tenants/{tenant}")
+        """Erases it if it is there."""
+        try:
+            await self.call("DELETE", f"/tenants/{quote(tenant, safe='')}")
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != 404:
+                raise

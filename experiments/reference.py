@@ -48,6 +48,7 @@ from app.settings import Settings
 from app.store.url import open_store
 from app.worker.build import build
 from experiments import random_checkpoint
+from experiments.machine import processor
 
 SHAPE = random_checkpoint.shape(
     layers=12,
@@ -281,19 +282,10 @@ def _show(seconds: list[float]) -> str:
     return f"{statistics.median(seconds) * 1e3:,.0f} ms ({min(seconds) * 1e3:,.0f} ms)"
 
 
-def machine() -> str:
-    """The processor's name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
-
-
 def describe(config: ModelConfig, versions: dict[str, str], threads: int, attention: str) -> str:
     c = config
     return (
-        f"{datetime.date.today()}, {machine()}, {os.cpu_count()} cores, {threads} threads, "
+        f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {threads} threads, "
         f"load average {os.getloadavg()[0]:.1f} at the end.\n"
         f"{c.num_layers} layers, d {c.hidden_size}, {c.num_heads}/{c.num_kv_heads} heads, "
         f"N = {c.num_blocks} x {c.num_tokens}, vocabulary {c.vocab_size}, random weights.\n"

@@ -1,0 +1,217 @@
+"""Integrity (MemoryLLM, section 4.5): update on and on, and ask for the newest context each time.
+
+    python -m experiments.integrity --updates 1000000 --kill-at 5000
+
+``--tenants`` memories take their updates in turn, all at once; how many each has taken is reported and compared with
+the version that the server gives it. An update that a kill cut off is sent again with its idempotency key, so that none
+is missing and none comes twice. ``--kill-at n`` shows it: the run kills itself (SIGKILL) behind n answers and goes on.
+``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command with more updates goes
+on from there; ``--erase`` ends that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from experiments import plot
+from experiments.data import fair_fact, generator, item_of
+from experiments.session import Session, conduct, parser
+from experiments.tables import percent, print_rows
+
+WINDOWS = 100
+MOST_WINDOW = 10_000
+KILLED = b"killed"
+
+
+class Integrity:
+    """One run. A line of its log is "tenant turn right": the answer behind update number ``turn`` of a tenant."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.client, self.given = session, session.client, session.arguments
+        self.answers: list[bool] = []
+        self.turns: Counter[int] = Counter()
+        self.kills: list[int] = []
+
+    async def run(self) -> dict[str, Any]:
+        begin, tenants = time.monotonic(), self.given.tenants
+        self._replay(self.session.log.lines)
+        before = sum(self.turns.values())
+        with self.session.progress() as progress:
+            self._bar = progress.add_task("updates", total=self.given.updates, completed=before)
+            self._progress = progress
+            async with asyncio.TaskGroup() as group:
+                for tenant in range(tenants):
+                    group.create_task(self._one_after_another(tenant))
+        seconds = time.monotonic() - begin
+        figures = summary(self.answers) | {
+            "updates": sum(self.turns.values()),
+            "kills_behind_answers": self.kills,
+            "updates_a_second": (sum(self.turns.values()) - before) / seconds,
+            "tenants": await self._versions(),
+        }
+        told = self.session.keep(figures, chart(figures, len(self.answers), self.given.ask_every))
+        for tenant in range(tenants * self.given.erase):
+            await self.client.erase(self.session.tenant(tenant))
+        return told
+
+    def _replay(self, lines: list[bytes]) -> None:
+        for line in lines:
+            if line.startswith(KILLED):
+                self.kills.append(len(self.answers))
+                continue
+            tenant, turn, right = map(int, line.split())
+            self.turns[tenant] = turn
+            self.answers.append(bool(right))
+
+    def _turns(self, tenant: int) -> int:
+        """How many updates this tenant takes in all."""
+        updates, tenants = self.given.updates, self.given.tenants
+        return int(updates // tenants + (tenant < updates % tenants))
+
+    async def _one_after_another(self, tenant: int) -> None:
+        name, every = self.session.tenant(tenant), self.given.ask_every
+        last = self._turns(tenant)
+        for turn in range(self.turns[tenant] + 1, last + 1):
+            fact = fair_fact(generator(self.given.seed, tenant * 100_000_000 + turn))
+            await self.client.update(name, fact.statement, short="repeat", key=str(turn))
+            if turn % every == 0 or turn == last:
+                item = item_of(fact)
+                right = item.right(
+                    await self.client.ask(name, item.question, self.given.max_tokens), item.question
+                )
+                self.session.log.write(f"{tenant} {turn} {int(right)}".encode())
+                self.answers.append(right)
+            self.turns[tenant] = turn
+            self._progress.advance(self._bar)
+
+    async def _versions(self) -> list[dict[str, int]]:
+        """Of each tenant the updates it was sent and the version that the server says it has."""
+        told = []
+        for tenant in range(self.given.tenants):
+            view = await self.client.call("GET", f"/tenants/{self.session.tenant(tenant)}")
+            told.append({"updates": self.turns[tenant], "version": view["memory_version"]})
+        return told
+
+
+def summary(answers: list[bool]) -> dict[str, Any]:
+    """Accuracy by window, in order of the answers; of the first and of the last answers."""
+    size = max(1, len(answers) // WINDOWS)
+    ends = min(MOST_WINDOW, max(1, len(answers) // 10))
+    windows = [answers[i : i + size] for i in range(0, len(answers) - size + 1, size)]
+    return {
+        "answers": len(answers),
+        "right": sum(answers),
+        "accuracy": sum(answers) / max(1, len(answers)),
+        "ends": ends,
+        "first": sum(answers[:ends]) / ends,
+        "last": sum(answers[-ends:]) / ends,
+        "window": size,
+        "windows": [sum(window) / size for window in windows],
+    }
+
+
+def chart(figures: dict[str, Any], answers: int, every: int) -> str:
+    """Accuracy by window and running accuracy, over updates."""
+    size, windows = figures["window"], figures["windows"]
+    points = [((number + 1) * size * every, value) for number, value in enumerate(windows)]
+    running, total = [], 0.0
+    for number, (at, value) in enumerate(points):
+        total += value
+        running.append((at, total / (number + 1)))
+    lowest = min(windows)
+    curves = [
+        plot.Curve(f"each {size:,} answers", points),
+        plot.Curve("running accuracy", running, dashed=True),
+    ]
+    title = f"Integrity: {answers:,} answers about the newest fact"
+    low = 0.9 if lowest >= 0.9 else 0.0
+    return plot.line_chart(title, "updates", "right", curves, y_range=(low, 1), y_percent=True)
+
+
+def killed_and_resumed(session_path: Path, words: list[str], kill_at: int) -> int:
+    """Runs this command as a process of its own, kills that behind ``kill_at`` answers, and runs it again."""
+    command = [sys.executable, "-m", "experiments.integrity", *words]
+    if "--fresh" in words:
+        session_path.unlink(missing_ok=True)
+        command.remove("--fresh")
+    if lines(session_path) <= kill_at:
+        child = subprocess.Popen(command)
+        try:
+            while child.poll() is None and lines(session_path) <= kill_at:
+                time.sleep(0.02)
+        finally:
+            killed = child.poll() is None
+            if killed:
+                os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+        if not killed:
+            return child.returncode
+        with session_path.open("r+b") as log:
+            whole = log.read()
+            log.truncate(whole.rfind(b"\n") + 1)
+            log.seek(0, 2)
+            log.write(KILLED + b"\n")
+        print(f"killed behind {lines(session_path) - 2} answers; going on", file=sys.stderr)
+    return subprocess.run(command, check=False).returncode
+
+
+def lines(path: Path) -> int:
+    """Whole lines so far, the head among them."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser("integrity", __doc__)
+    add = made.add_argument
+    add("--updates", type=int, default=1_000_000, help="of all memories together")
+    add("--tenants", type=int, default=32, help="memories, each updated one after another")
+    add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
+    add("--max-tokens", type=int, default=16)
+    add("--erase", action="store_true", help="erase the memories at the end")
+    add("--kill-at", type=int, help="kill the run behind so many answers, and go on")
+    return made
+
+
+def without(words: list[str], option: str) -> list[str]:
+    """The command line without an option and its value."""
+    kept = [word for word in words if not word.startswith(f"{option}=")]
+    if option in kept:
+        at = kept.index(option)
+        del kept[at : at + 2]
+    return kept
+
+
+def main() -> int:
+    arguments = options().parse_args()
+    if arguments.kill_at is not None:
+        path = arguments.results / "journal" / f"{arguments.name}.jsonl"
+        return killed_and_resumed(path, without(sys.argv[1:], "--kill-at"), arguments.kill_at)
+    arguments.concurrency = max(arguments.concurrency, arguments.tenants)
+    told = conduct(
+        "integrity", arguments, lambda session: Integrity(session).run(), extendable={"updates", "erase"}
+    )
+    same = all(one["updates"] == one["version"] for one in told["tenants"])
+    print_rows(
+        f"{told['updates']:,} updates of {len(told['tenants'])} memories, {told['updates_a_second']:.0f} a second",
+        ["answers", "right"],
+        [
+            ["all", percent(told["accuracy"])],
+            [f"first {told['ends']:,}", percent(told["first"])],
+            [f"last {told['ends']:,}", percent(told["last"])],
+        ],
+    )
+    print("the server's versions are " + ("as many as the updates" if same else "NOT as many as the updates"))
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

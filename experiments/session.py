@@ -1,0 +1,181 @@
+"""What all experiments share: their options, the progress bar, the journal, and the files of their results."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import secrets
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments import plot
+from experiments.client import Client
+from experiments.journal import Journal, Log, OtherSettings
+from experiments.machine import machine
+
+# these say how to run, not what is measured
+CONDUCT = {"url", "results", "fresh", "concurrency", "kill_at", "quiet", "name"}
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """With the options that every experiment has."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="a running memoryllm serve")
+    add("--seed", type=int, default=1, help="of the facts and of what memories forget")
+    add("--concurrency", type=int, default=8, help="items at once, each in a memory of its own")
+    add("--results", type=Path, default=Path("results"), help="folder of JSON, plots and journals")
+    add("--name", default=name, help="of the files in it")
+    add("--fresh", action="store_true", help="forget what an interrupted run has measured")
+    add("--quiet", action="store_true", help="no progress bar")
+    return made
+
+
+class Session:
+    """One run of an experiment against one server."""
+
+    def __init__(self, experiment: str, arguments: argparse.Namespace, client: Client) -> None:
+        self.experiment, self.arguments, self.client = experiment, arguments, client
+        self.server: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
+        self.log: Log
+
+    @property
+    def folder(self) -> Path:
+        results: Path = self.arguments.results
+        return results
+
+    async def open(self, extendable: Set[str] = frozenset()) -> None:
+        """Asks the server what it serves, and opens the log. Raises SystemExit if that is of other settings.
+
+        The settings named in ``extendable`` may differ.
+        """
+        self.server = await self.client.call("GET", "/ready")
+        given = {k: v for k, v in vars(self.arguments).items() if k not in CONDUCT | extendable}
+        shown = {k: v.name if isinstance(v, Path) else v for k, v in given.items()}
+        self.settings = shown | {"model": self.server["model"], "fingerprint": self.server["fingerprint"]}
+        if self.arguments.fresh:
+            self.path.unlink(missing_ok=True)
+        try:
+            self.log = Log(self.path, self.settings, secrets.token_hex(3))
+        except OtherSettings as error:
+            raise SystemExit(str(error)) from None
+        if self.log.lines:
+            print(f"going on behind {len(self.log.lines)} lines of {self.path}", file=sys.stderr)
+
+    @property
+    def path(self) -> Path:
+        """The log of what has been measured so far."""
+        return self.folder / "journal" / f"{self.arguments.name}.jsonl"
+
+    def tenant(self, item: object) -> str:
+        """The name of a memory of this run; the same after a resume."""
+        return f"{self.experiment}-{self.log.run}-{item}"
+
+    async def play(
+        self, items: Sequence[str], measure: Callable[[str], Awaitable[Any]], what: str = "items"
+    ) -> dict[str, Any]:
+        """Measures every item that was not yet, ``--concurrency`` at once; what was measured, by item."""
+        journal = Journal(self.log)
+        missing = [item for item in items if item not in journal.items]
+        waiting = iter(missing)
+        with self.progress() as progress:
+            bar = progress.add_task(what, total=len(items), completed=len(items) - len(missing))
+
+            async def one_after_another() -> None:
+                for item in waiting:
+                    journal.add(item, await measure(item))
+                    progress.advance(bar)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.arguments.concurrency, len(missing))):
+                    group.create_task(one_after_another())
+        return {item: journal.items[item] for item in items}
+
+    def progress(self) -> Progress:
+        """A bar on standard error, if a person looks."""
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
+        hidden = self.arguments.quiet or not sys.stderr.isatty()
+        return Progress(
+            SpinnerColumn(), *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=hidden
+        )
+
+    def keep(self, figures: dict[str, Any], chart: str | None) -> dict[str, Any]:
+        """Writes ``NAME.json`` and ``NAME.svg``; returns what the former holds."""
+        command = shlex.join(["python", "-m", f"experiments.{self.experiment}", *measured(sys.argv[1:])])
+        told = {
+            "experiment": self.experiment,
+            "command": command,
+            "seed": self.arguments.seed,
+            "machine": machine(),
+            "device": f"{self.server['device']}, {self.server['dtype']}",
+            "date": datetime.date.today().isoformat(),
+            "settings": self.settings,
+            **figures,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.arguments.name}.json"
+        path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        if chart is not None:
+            plot.write(path.with_suffix(".svg"), chart)
+        self.log.close()
+        return told
+
+
+def measured(words: Sequence[str]) -> list[str]:
+    """The command line without what has no bearing on the figures, such as where a user keeps the data."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        option = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if skip or (word.startswith("--") and option in CONDUCT - {"concurrency"}):
+            skip = not skip and "=" not in word and option not in {"fresh", "quiet"}
+            continue
+        kept.append(Path(word).name if Path(word).is_absolute() else word)
+    return kept
+
+
+def flatten(error: BaseException) -> BaseException:
+    """The first real error in a group of them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def conduct(
+    experiment: str,
+    arguments: argparse.Namespace,
+    body: Callable[[Session], Awaitable[dict[str, Any]]],
+    extendable: Set[str] = frozenset(),
+) -> dict[str, Any]:
+    """Runs ``body`` with an open session. What the server refuses, or that there is none, ends it with a line."""
+
+    async def run() -> dict[str, Any]:
+        template = getattr(arguments, "template", None)
+        async with Client(arguments.url, arguments.concurrency + 2, template) as client:
+            session = Session(experiment, arguments, client)
+            await session.open(extendable)
+            return await body(session)
+
+    try:
+        return asyncio.run(run())
+    except (httpx.HTTPError, BaseExceptionGroup) as caught:
+        error = flatten(caught)
+        if not isinstance(error, httpx.HTTPError):
+            raise
+        raise SystemExit(
+            f"the server at {arguments.url}: {error}; the same command goes on from here"
+        ) from None

@@ -1,0 +1,131 @@
+"""Each experiment end to end, on a few items, over HTTP against a server with the pocket model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import editing, integrity, questions, retention
+from tests.experiments.test_scoring import FLAT, ZSRE, squad
+from tests.server.process import ServerProcess
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path_factory.mktemp("experiments") / "store", model="pocket") as running:
+        yield running
+
+
+@pytest.fixture
+def run(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    def command(main: Callable[[], int], *words: str) -> dict[str, Any]:
+        name = main.__module__.removeprefix("experiments.")
+        given = ["--url", server.url, "--results", str(tmp_path), "--quiet", *words]
+        monkeypatch.setattr(sys, "argv", [name, *given])
+        assert main() == 0
+        told: dict[str, Any] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+        assert told["command"].startswith(f"python -m experiments.{name}")
+        assert str(tmp_path) not in json.dumps(told)
+        return told
+
+    return command
+
+
+def left_over(server: ServerProcess) -> list[str]:
+    told: list[str] = server.http.get("/tenants").json()["tenants"]
+    return told
+
+
+def test_retention(run: Run, server: ServerProcess) -> None:
+    told = run(retention.main, "--items", "8", "--steps", "0", "3")
+    now, later = told["rows"]
+    assert now["memory"] >= 7 / 8
+    assert later["memory"] >= 6 / 8
+    assert now["empty"] <= 1 / 8
+    assert now["survival"]["measured"] == 1
+    assert later["survival"]["units"] == 8 * 4  # layers draw for themselves
+    assert abs(later["survival"]["distance"]) < 4
+    assert left_over(server) == []
+    # what has been measured is not measured again
+    assert run(retention.main, "--items", "8", "--steps", "0", "3")["rows"] == told["rows"]
+
+
+def test_shuffled_answers_score_as_chance(run: Run) -> None:
+    told = run(retention.main, "--items", "8", "--steps", "0", "--shuffle")
+    assert told["rows"][0]["memory"] <= 1 / 8
+
+
+def test_answers_in_the_template_score_nothing(run: Run) -> None:
+    item = retention.Generated(1).item(0)
+    words = ["--items", "1", "--steps", "0", "--template", f"{item.answers[0]}? {{question}}"]
+    (row,) = run(retention.main, *words)["rows"]
+    assert row["memory"] == row["empty"] == row["prompt"] == 0
+
+
+def test_retention_in_warm_memories(run: Run, server: ServerProcess) -> None:
+    told = run(retention.main, "--items", "3", "--steps", "0", "2", "--warm", "4")
+    assert told["rows"][0]["memory"] >= 2 / 3
+    assert told["rows"][1]["survival"]["units"] == 4  # copies of one memory forget alike
+    assert left_over(server) == []
+
+
+def test_retention_of_paragraphs(run: Run, tmp_path: Path) -> None:
+    told = run(retention.main, "--squad", str(squad(tmp_path / "squad.json")), "--steps", "0", "1")
+    assert told["rows"][1]["items"] == 2
+    assert told["misses"] == []
+
+
+def test_questions(run: Run, server: ServerProcess) -> None:
+    rows = run(questions.main, "--items", "2")["rows"]
+    assert {row: c["asked"] for row, c in rows.items()} == {
+        "people 2": 4, "people 4": 8, "people 8": 16,
+        "used wordings": 2, "unseen wordings": 2, "corrections": 2, "unknown": 2,
+    }  # fmt: skip
+    assert rows["people 8"]["share"] > 0.5
+    assert left_over(server) == []
+
+
+def test_editing(run: Run, server: ServerProcess, tmp_path: Path) -> None:
+    rows = run(editing.main, "--generated", "--cases", "6")["rows"]
+    assert rows["edited"]["efficacy"] > 0.8 > 0.5 > rows["unedited"]["efficacy"]
+    assert rows["edited"]["specificity"] > 0.8
+    assert rows["edited"]["score"] > 0.8
+    for kind, record in (("zsre", ZSRE), ("counterfact", FLAT)):
+        path = tmp_path / f"{kind}.data.json"
+        path.write_text(json.dumps([record]))
+        told = run(editing.main, f"--{kind}", str(path), "--fresh")
+        assert told["data"] == kind
+        assert told["rows"]["edited"]["efficacy"] >= told["rows"]["unedited"]["efficacy"]
+    assert left_over(server) == []
+
+
+def test_integrity_goes_on_after_a_kill(run: Run, tmp_path: Path) -> None:
+    run(integrity.main, "--updates", "60", "--tenants", "4", "--kill-at", "20")
+    told = json.loads((tmp_path / "integrity.json").read_text())
+    assert len(told["kills_behind_answers"]) == 1
+    assert 20 <= told["kills_behind_answers"][0] < 60
+    assert told["answers"] == told["updates"] == 60
+    assert told["tenants"] == [{"updates": 15, "version": 15}] * 4
+    assert told["accuracy"] > 0.8
+    longer = run(integrity.main, "--updates", "66", "--tenants", "4", "--erase", "--ask-every", "1")
+    assert longer["updates"] == 66
+    assert longer["tenants"] == [{"updates": 17, "version": 17}] * 2 + [{"updates": 16, "version": 16}] * 2
+
+
+def test_other_settings_are_not_mixed(run: Run) -> None:
+    run(retention.main, "--items", "1", "--steps", "0")
+    with pytest.raises(SystemExit, match="--fresh"):
+        run(retention.main, "--items", "1", "--steps", "0", "--seed", "9")
+
+
+def test_no_server_is_said_in_a_line(run: Run) -> None:
+    with pytest.raises(SystemExit, match="goes on from here"):
+        run(retention.main, "--url", "http://127.0.0.1:9", "--name", "none")

@@ -1,0 +1,218 @@
+"""What counts as an answer, and that neither shuffling nor a prompt that holds the answer can score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import cases, wordings
+from experiments.answers import exactly, holds, refuses
+from experiments.client import Client
+from experiments.data import Generated, Item, Shuffled, Squad
+from experiments.editing import harmonic
+from experiments.journal import Journal, Log, OtherSettings
+from experiments.questions import people
+from experiments.session import measured
+from training.facts import FactGenerator
+from training.relations import RELATIONS
+
+
+def test_exact_and_held_answers() -> None:
+    assert exactly(" Rex ", ("Rex",))
+    assert not exactly("Rex and Bruno", ("Rex",))
+    assert holds("It was the 308 points, I think.", ("308",))
+    assert holds("the “Golden Gate”", ("golden gate",))
+    assert not holds("3080 points", ("308",))
+    assert not holds("anything", ("...", ""))
+
+
+def test_refusals() -> None:
+    assert refuses("I don't know.")
+    assert refuses("Sorry, I do not know that")
+    assert refuses("I don’t know")
+    assert not refuses("Don Knowles")
+
+
+def test_an_answer_in_the_prompt_scores_nothing() -> None:
+    item = Item("Anna's dog is called Rex.", "What is Anna's dog called?", ("Rex",), exact=True)
+    assert item.right("Rex", item.question)
+    assert not item.right("Rex", f"Say Rex! {item.question}")
+    free = Item("", item.question, ("Rex",), exact=False)
+    assert free.right("It is Rex.", free.question)
+    assert not free.right("It is Rex.", f"The dog is (Rex). {free.question}")
+
+
+def test_generated_items_come_again_and_differ() -> None:
+    source = Generated(3)
+    items = [source.item(index) for index in range(50)]
+    assert items == [Generated(3).item(index) for index in range(50)]
+    assert len({item.context for item in items}) == 50
+    others = source.unrelated(0)
+    told = [next(others) for _ in range(50)]
+    assert len(set(told)) == 50
+    assert not any(items[0].context == text for text in told)
+
+
+def test_shuffled_answers_are_those_of_others() -> None:
+    plain, shuffled = Generated(3), Shuffled(Generated(3), 200)
+    remembered = [plain.item(index).answers[0] for index in range(200)]
+    scored = [shuffled.item(i).right(given, shuffled.item(i).question) for i, given in enumerate(remembered)]
+    assert sum(scored) <= 2
+    assert all(plain.item(i).right(given, plain.item(i).question) for i, given in enumerate(remembered))
+
+
+def test_unseen_wordings_are_in_no_template_of_the_training() -> None:
+    known = {relation.name: relation for relation in RELATIONS}
+    assert len(set(known) & set(wordings.UNSEEN)) >= 20
+    for name in set(known) & set(wordings.UNSEEN):
+        assert not set(wordings.UNSEEN[name]) & set(known[name].questions)
+    generator = FactGenerator(1)
+    asked = [wordings.asked_anew(fact, generator.rng) for fact in (generator.fact() for _ in range(300))]
+    texts = [text for text in asked if text]
+    assert len(texts) > 100
+    assert not any(mark in text for text in texts for mark in "[]{}|")
+
+
+def test_no_two_people_of_a_group_are_alike() -> None:
+    for seed in range(20):
+        facts = people(FactGenerator(seed), 8)
+        assert len({fact.relation for fact in facts}) == 1
+        assert len({fact.subject for fact in facts}) == len({fact.answer for fact in facts}) == 8
+
+
+def squad(path: Path) -> Path:
+    def paragraph(text: str, *asked: tuple[str, str]) -> dict[str, object]:
+        answered = [{"question": q, "answers": [{"text": a}] if a else []} for q, a in asked]
+        return {"context": text, "qas": answered}
+
+    data = [
+        {"paragraphs": [paragraph("Tea is green.", ("What is green?", "Tea"), ("Tea is?", "Tea"))]},
+        {"paragraphs": [paragraph("Snow is white.", ("What is white?", "Snow"), ("Impossible?", ""))]},
+        {"paragraphs": [paragraph("No question.")]},
+    ]
+    path.write_text(json.dumps({"data": data}))
+    return path
+
+
+def test_squad_files(tmp_path: Path) -> None:
+    source = Squad(squad(tmp_path / "squad.json"), seed=1)
+    assert source.size == 2
+    for index in range(2):
+        item = source.item(index)
+        assert item.question in (
+            "What is green?",
+            "What is white?",
+        )  # the one that says its answer is left out
+        others = source.unrelated(index)
+        assert item.context not in [next(others) for _ in range(6)]
+    with pytest.raises(ValueError, match="SQuAD"):
+        Squad(_file(tmp_path, {"data": [{}]}), seed=1)
+
+
+def _file(folder: Path, content: object) -> Path:
+    path = folder / "file.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+ZSRE = {
+    "src": "Who made it?", "rephrase": "By whom was it made?", "answers": ["Ann"], "alt": "Bob",
+    "loc": "nq question: capital of peru", "loc_ans": "Lima",
+}  # fmt: skip
+FLAT = {
+    "prompt": "It is in", "target_new": "Rome", "ground_truth": "Paris", "rephrase_prompt": "One finds it in",
+    "locality_prompt": "The Louvre is in", "locality_ground_truth": "Paris",
+}  # fmt: skip
+NESTED = {
+    "requested_rewrite": {
+        "prompt": "{} is in", "subject": "It", "target_new": {"str": "Rome"}, "target_true": {"str": "Paris"},
+    },
+    "paraphrase_prompts": ["One finds it in"], "neighborhood_prompts": ["The Louvre is in"],
+}  # fmt: skip
+
+
+def test_editing_files(tmp_path: Path) -> None:
+    (case,) = cases.read(_file(tmp_path, [ZSRE]), "zsre", 5, "answers").cases
+    assert case.text == "Who made it? Answer: Ann"
+    assert case.generalization == (cases.Probe("By whom was it made? Answer:", " Ann"),)
+    assert case.specificity == (cases.Probe("capital of peru? Answer:", " Lima"),)
+    assert cases.read(tmp_path / "file.json", "zsre", 5, "alt").cases[0].text.endswith("Bob")
+    for record in (FLAT, NESTED):
+        (case,) = cases.read(_file(tmp_path, [record, record]), "counterfact", 1, "answers").cases
+        assert case.text == "It is in Rome."
+        assert case.efficacy == (cases.Probe("It is in", " Rome", " Paris"),)
+        assert case.specificity == (cases.Probe("The Louvre is in", " Paris", " Rome"),)
+    for kind in ("zsre", "counterfact"):
+        with pytest.raises(ValueError, match=kind):
+            cases.read(_file(tmp_path, [{}]), kind, 1, "answers")
+
+
+def test_generated_cases_ask_elsewhere_for_what_was_known() -> None:
+    made = cases.generated(1, 30)
+    assert made.cases == cases.generated(1, 30).cases
+    for case, world in zip(made.cases, made.world_of, strict=True):
+        assert case.efficacy[0].prompt != case.generalization[0].prompt
+        assert case.efficacy[0].target == case.generalization[0].target
+        assert case.text not in made.worlds[world]
+        assert any(case.specificity[0].target.strip() in text for text in made.worlds[world])
+
+
+def test_harmonic_mean() -> None:
+    assert harmonic([0.998, 0.967, 0.571]) == pytest.approx(0.792, abs=5e-4)
+    assert harmonic([1.0, 0.0, 1.0]) == 0.0
+
+
+def test_a_journal_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal" / "a.jsonl"
+    log = Log(path, {"seed": 1}, "first")
+    Journal(log).add("0", [True])
+    log.close()
+    path.write_bytes(path.read_bytes() + b'{"item": "1", "meas')
+    again = Log(path, {"seed": 1}, "second")
+    assert again.run == "first"
+    journal = Journal(again)
+    assert journal.items == {"0": [True]}
+    journal.add("1", [False])
+    again.close()
+    assert path.read_text().count("\n") == 3
+    with pytest.raises(OtherSettings):
+        Log(path, {"seed": 2}, "third")
+
+
+def test_a_command_is_told_without_where_things_are() -> None:
+    words = [
+        "--url",
+        "http://x",
+        "--items",
+        "5",
+        "--fresh",
+        "--results=/a",
+        "--squad",
+        "/home/me/s.json",
+        "--warm",
+        "9",
+    ]
+    assert measured(words) == ["--items", "5", "--squad", "s.json", "--warm", "9"]
+
+
+def test_a_template_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    sent = []
+
+    async def call(self: Client, method: str, path: str, body: object) -> dict[str, str]:
+        sent.append(body)
+        return {"text": " yes "}
+
+    monkeypatch.setattr(Client, "call", call)
+
+    async def ask(template: str | None) -> str:
+        async with Client("http://127.0.0.1:1", 1, template) as client:
+            return await client.ask("t", "Who?", 4, before="Ann.")
+
+    assert asyncio.run(ask("Question: {question} Answer:")) == "yes"
+    assert asyncio.run(ask(None)) == "yes"
+    assert sent[0]["prompt"] == "Ann.\nQuestion: Who? Answer:"  # type: ignore[index]
+    assert sent[1]["messages"] == [{"role": "user", "content": "Ann. Who?"}]  # type: ignore[index]
