@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import structlog
-import uvicorn
 
 from app.api import logs
-from app.api.app import create_app
 from app.api.spool import Spool
 from app.api.supervisor import WORKER, Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient
@@ -74,18 +71,13 @@ async def _serve(
     supervisor = Supervisor(settings, client, command=command)
     spool = Spool(settings.spool_dir, settings.max_transfers)
     spool.sweep()
-    app = create_app(settings, client, spool, keys)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(_LAST_SECONDS),
-    )
-    server = _Server(config)
+    worker = asyncio.create_task(supervisor.run())
+    # the worker is what takes long to be ready: the rest of this process is imported beside it
+    started = asyncio.create_task(supervisor.started.wait())
+    await asyncio.wait([worker, started], return_when=asyncio.FIRST_COMPLETED)
+    from app.api.web import web_server
+
+    server = web_server(settings, client, spool, keys, last_seconds=_LAST_SECONDS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -97,7 +89,6 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_now)
-    worker = asyncio.create_task(supervisor.run())
     web = asyncio.create_task(server.serve(sockets=[listener]))
     asked = asyncio.create_task(stop.wait())
     announce(settings, listener)
@@ -109,9 +100,9 @@ async def _serve(
         await web
         return _exit_code(worker)
     finally:
-        asked.cancel()
-        worker.cancel()
-        await asyncio.gather(worker, asked, return_exceptions=True)
+        for task in (asked, worker, started):
+            task.cancel()
+        await asyncio.gather(worker, asked, started, return_exceptions=True)
         spool.close()
 
 
@@ -139,13 +130,6 @@ def _exit_code(worker: asyncio.Task[None]) -> int:
         log.error("the supervisor failed", exc_info=error)
     print(f"the worker could not start: {error}", file=sys.stderr, flush=True)
     return 1
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves the signals to us: uvicorn would stop listening before running requests are drained."""
-        yield
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

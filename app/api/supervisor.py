@@ -54,6 +54,8 @@ class Supervisor:
         self._incarnation = 0
         self._was_ready = False
         self._process: asyncio.subprocess.Process | None = None
+        # set once the first process runs
+        self.started = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
@@ -105,6 +107,7 @@ class Supervisor:
                 start_new_session=True,
             )
             self._process = process
+            self.started.set()
             try:
                 reason = await self._watch(process, socket)
             finally:

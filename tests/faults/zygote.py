@@ -143,6 +143,7 @@ def preload() -> None:
     import uvloop  # noqa: F401
 
     import app.api.server
+    import app.api.web
     import app.store.url
     import app.worker.__main__  # noqa: F401
 
