@@ -121,5 +121,8 @@ async def test_docs(service: Service) -> None:
 
 
 def test_the_api_imports_no_torch() -> None:
-    code = "import sys, app.api.server, app.api.web; sys.exit(bool({'torch', 'transformers', 'app.worker'} & set(sys.modules)))"
+    code = (
+        "import sys, app.api.server, app.api.web; "
+        "sys.exit(bool({'torch', 'transformers', 'app.worker'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
