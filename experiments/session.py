@@ -144,7 +144,8 @@ def measured(words: Sequence[str]) -> list[str]:
         if skip or (word.startswith("--") and option in CONDUCT - {"concurrency"}):
             skip = not skip and "=" not in word and option not in {"fresh", "quiet"}
             continue
-        kept.append(Path(word).name if Path(word).is_absolute() else word)
+        name, sign, value = word.rpartition("=")
+        kept.append(name + sign + Path(value).name if Path(value).is_absolute() else word)
     return kept
 
 

@@ -42,6 +42,8 @@ class Trainer:
         torch.manual_seed(arguments.seed)
         tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
         config = ModelConfig(vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta)
+        if (arguments.out / "state.json").exists():
+            config = ModelConfig(**json.loads((arguments.out / "state.json").read_text())["config"])
         self.model = MemoryModel(config, torch.bfloat16)
         self.optimizer = Optimizer(self.model, set() if arguments.adamw else MATRICES)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments import editing, integrity, questions, retention
+from experiments import editing, forgetting, integrity, questions, retention
 from tests.experiments.test_scoring import FLAT, ZSRE, squad
 from tests.server.process import ServerProcess
 
@@ -129,3 +129,18 @@ def test_other_settings_are_not_mixed(run: Run) -> None:
 def test_no_server_is_said_in_a_line(run: Run) -> None:
     with pytest.raises(SystemExit, match="goes on from here"):
         run(retention.main, "--url", "http://127.0.0.1:9", "--name", "none")
+
+
+def test_forgetting_compares_shapes(run: Run, server: ServerProcess, tmp_path: Path) -> None:
+    words = ["--results", str(tmp_path), "--minutes", "0", "--start", "app/pocket"]
+    small = forgetting.trained(forgetting.options().parse_args(words), 16, 10)
+    models = ["--models", f"K16-N160={small}", f"K16-N800={server.url}"]
+    shapes = run(forgetting.main, *models, "--items", "4", "--steps", "0", "4")["shapes"]
+    assert {name: one["shape"] for name, one in shapes.items()} == {
+        "K16-N160": {"num_tokens": 16, "num_blocks": 10},
+        "K16-N800": {"num_tokens": 16, "num_blocks": 50},
+    }
+    few, many = (one["rows"][1]["survival"] for one in shapes.values())
+    assert few["closed_form"] == pytest.approx(0.9**4)
+    assert few["measured"] < 0.85 < many["measured"]
+    assert all(one["rows"][0]["memory"] >= 0.5 for one in shapes.values())
