@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-gpu torture check format lint types clean
+.PHONY: help setup run test test-gpu torture loadtest check format lint types clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything into it (the others do it when needed)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test    run the tests (ARGS='-k chat' goes to pytest)"
 	@echo "make test-gpu   what needs a GPU: kernels, parity, precision, and memory errors (PYTHON's own packages)"
 	@echo "make torture break the store and the server in every way, about an hour (ARGS='kills --scale 0.1': a part)"
+	@echo "make loadtest  load a server of its own, about an hour (ARGS='steady --minutes 5': a part); build/loadtest/report.html"
 	@echo "make check   formatting, lint, strict types, tests"
 	@echo "make format  format the code"
 	@echo "make clean   remove $(VENV) and caches"
@@ -56,6 +57,9 @@ test-gpu:
 
 torture: setup
 	$(BIN)/python -m tests.faults $(ARGS)
+
+loadtest: setup
+	$(BIN)/python -m loadtest $(ARGS)
 
 format: setup
 	$(BIN)/python -m ruff format .
