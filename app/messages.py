@@ -131,12 +131,16 @@ class GetHistory(Message, frozen=True):
 
 
 class ForkTenant(Message, frozen=True):
-    """Makes ``target`` with the memory ``tenant`` has at ``version`` (None: now). Reply: TenantInfo of ``target``."""
+    """Makes ``target`` with the memory ``tenant`` has at ``version`` (None: now). Reply: TenantInfo of ``target``.
+
+    ``most_bytes``: what ``target`` may take in the store (0: no limit).
+    """
 
     id: str
     tenant: str
     target: str
     version: int | None = None
+    most_bytes: int = 0
 
 
 class RollbackTenant(Message, frozen=True):
@@ -189,11 +193,15 @@ class ExportTenant(Message, frozen=True):
 
 
 class ImportTenant(Message, frozen=True):
-    """Makes a tenant of the exported memory in the file at ``path``. Reply: TenantInfo."""
+    """Makes a tenant of the exported memory in the file at ``path``. Reply: TenantInfo.
+
+    ``most_bytes``: what the tenant may take in the store (0: no limit).
+    """
 
     id: str
     tenant: str
     path: str
+    most_bytes: int = 0
 
 
 class Drain(Message, frozen=True):

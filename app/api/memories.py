@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app.api.access import require
+from app.api.access import access_of, require
 from app.api.answers import TenantAnswer
 from app.api.body import JsonRoute
 from app.api.schemas import ForkBody, RollbackBody
@@ -22,7 +22,7 @@ router = APIRouter(route_class=JsonRoute, prefix="/tenants", tags=["memories"])
 async def fork(tenant: Named, body: ForkBody, request: Request, services: Use) -> TenantAnswer:
     """Seed and history go along, so that the same updates forget the same in both. Neither depends on the other."""
     require(request, body.target)
-    message = ForkTenant(new_id(), tenant, body.target, body.version)
+    message = ForkTenant(new_id(), tenant, body.target, body.version, access_of(request).limits.bytes)
     return tenant_answer(await ask(services, tenant, message, TenantInfo))
 
 

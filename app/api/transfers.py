@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.access import access_of
 from app.api.answers import TenantAnswer
 from app.api.body import check_content_type
 from app.api.services import Services, Use
@@ -131,7 +132,7 @@ async def import_(tenant: Named, request: Request, services: Use) -> TenantAnswe
         await _receive(request, file, model.memory_file_bytes)
         async with spool.working:
             file.check()
-            message = ImportTenant(new_id(), tenant, str(file.path))
+            message = ImportTenant(new_id(), tenant, str(file.path), access_of(request).limits.bytes)
             return tenant_answer(await ask(services, tenant, message, TenantInfo))
 
 

@@ -15,6 +15,7 @@ from app.memory.residency import Residency
 from app.messages import ForkTenant, GetTexts, RebuildTenant, Reply, RollbackTenant, TenantInfo
 from app.store.base import Store
 from app.worker.jobs import Job, Kind, Phase
+from app.worker.quotas import check_bytes
 from app.worker.rebuilds import Rebuilds
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Memories:
     def _fork(self, message: ForkTenant) -> TenantInfo:
         """What is durable now; updates that are on their way come later. Runs in any thread."""
         self.store.claim(message.target)
+        if message.most_bytes:
+            check_bytes(self.store.usage(message.tenant), message.most_bytes)
         manifest = self.store.fork(
             message.tenant, message.target, version=message.version, created=time.time()
         )

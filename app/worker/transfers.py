@@ -17,6 +17,7 @@ from app.memory.file import About, read_memory, write_memory
 from app.memory.residency import Residency
 from app.messages import Exported, ExportTenant, ImportTenant, Reply, TenantInfo
 from app.store.base import Manifest, Store
+from app.worker.quotas import check_bytes
 
 if TYPE_CHECKING:
     from app.worker.engine import Engine
@@ -130,6 +131,7 @@ class Transfers:
                 if not bool(pool.hidden.isfinite().all()):
                     raise InvalidMemoryFile("the file's memory has numbers too large for this server's dtype")
             snapshot = encode_snapshot(pool)
+            check_bytes(len(snapshot), message.most_bytes)
         else:
             residency.check_own_pool(pool)
             if about.initialized != backbone.weights.initialized:

@@ -91,6 +91,7 @@ class Updates:
         self._compacted_after = compacted_after
         self._compacting: set[str] = set()
         self._unpublished: list[UpdateRun] = []
+        self.taken = quotas.Taken()
         self.commits = 0
         self.committed_bytes = 0
         self.compactions = 0
@@ -111,7 +112,7 @@ class Updates:
             # what was done before is answered, whatever the limits are now
             remaining = len(run.contexts) - len(records)
             if remaining > 0:
-                quotas.check(store, message, remaining, self._block_bytes, time.time())
+                quotas.check(store, self.taken, message, remaining, self._block_bytes, time.time())
             return records
 
         def done(result: object, error: ServiceError | None) -> None:
@@ -217,6 +218,8 @@ class Updates:
             return
         assert isinstance(result, tuple)
         manifest, size = result
+        if run.message.updates_per_day:
+            self.taken.note(run.job.tenant, manifest.blocks[-1].time)
         self.commits += 1
         self.committed_bytes += size
         self._compact_if_due(manifest)

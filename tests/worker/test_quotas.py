@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from app.messages import Context, Failed, Update, Updated
+from app.messages import Context, EraseTenant, Failed, ForkTenant, RollbackTenant, Update, Updated
 from app.worker import quotas
 from tests.harness import Harness, load_backbone
 
@@ -71,3 +71,38 @@ def test_bytes_in_the_store(harness: Harness) -> None:
     assert isinstance(refused, Failed)
     assert refused.code == "quota_exceeded"
     assert isinstance(update(harness, 1, most=used + 100_000), Updated)
+
+
+@pytest.mark.parametrize("undone", ["rolled back", "erased"])
+def test_what_was_taken_in_counts_when_it_is_undone(harness: Harness, undone: str) -> None:
+    assert isinstance(update(harness, 2, day=3), Updated)
+    request = harness.id()
+    harness.send(
+        RollbackTenant(request, "ada", 0) if undone == "rolled back" else EraseTenant(request, "ada")
+    )
+    harness.run()
+    assert isinstance(update(harness, 2, day=3), Failed)
+    assert isinstance(update(harness, 1, day=3), Updated)
+    assert isinstance(update(harness, 1, day=3), Failed)
+
+
+def test_tenants_that_took_nothing_in_for_a_day_are_forgotten() -> None:
+    taken = quotas.Taken()
+    for number in range(100):
+        taken.note(f"tenant {number}", float(number))
+    taken.note("ada", quotas.DAY + 49.5)
+    assert len(taken._times) == 51  # those of the seconds 50 to 99, and ada
+    assert taken.within_a_day("ada", quotas.DAY + 50) == {quotas.DAY + 49.5}
+    assert taken.within_a_day("ada", 3 * quotas.DAY) == set()
+
+
+def test_a_fork_larger_than_its_limit_is_refused(harness: Harness) -> None:
+    assert isinstance(update(harness, 2), Updated)
+    used = harness.engine.store.usage("ada")
+    for target, most, code in (("bob", used - 1, "quota_exceeded"), ("bob", used, None)):
+        request = harness.id()
+        harness.send(ForkTenant(request, "ada", target, None, most))
+        harness.run()
+        found = harness.final(request)
+        assert (found.code if isinstance(found, Failed) else None) == code
+        assert (harness.engine.store.load("bob") is None) == (code is not None)

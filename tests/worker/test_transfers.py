@@ -147,6 +147,16 @@ def test_a_rolled_back_memory_is_exported_as_it_is_now(harness: Harness, spooled
     assert same(harness, "ada", "bob")
 
 
+def test_a_memory_larger_than_the_tenant_s_limit_is_not_imported(harness: Harness, spooled: Path) -> None:
+    harness.update("ada", text())
+    export(harness, "ada", spooled)
+    failed = reply(harness, ImportTenant, "bob", str(spooled), 1000)
+    assert isinstance(failed, Failed)
+    assert failed.code == "quota_exceeded"
+    assert harness.store.load("bob") is None
+    assert isinstance(reply(harness, ImportTenant, "bob", str(spooled), 1 << 30), TenantInfo)
+
+
 def test_what_is_imported_survives_a_restart(harness: Harness, spooled: Path) -> None:
     for _ in range(3):
         harness.update("ada", text())
