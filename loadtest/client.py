@@ -180,7 +180,6 @@ class Client:
         answer.asked = body.get("max_tokens", 0)
         self.answers.append(answer)
         payload = json.dumps({"tenant": tenant, **body}).encode()
-        answer.sent = time.monotonic()
         exchange = await self._exchange("POST", f"/{kind}", payload, answer, hang_up, patience)
         answer.end = time.monotonic()
         if exchange is not None:
@@ -206,6 +205,7 @@ class Client:
                 )
                 assert connection.transport is not None
                 try:
+                    answer.sent = time.monotonic()
                     connection.transport.write(head.encode() + payload)
                     await exchange.done
                 except BaseException:

@@ -51,7 +51,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
         deadline=deadline(body.timeout, services.settings),
         priority=body.priority,
     )
-    output = Output(client.tokenizer, body, services.metrics)
+    output = Output(client.tokenizer, body, services.metrics, request.scope["began"])
     if body.stream:
         return EventStream(_events(request, client, message, output, body))
     deltas: list[Delta] = []
@@ -128,16 +128,21 @@ class Delta:
 
 
 class Output:
-    """Puts a generation together from the worker's messages, in the order they come."""
+    """Puts a generation together from the worker's messages, in the order they come.
 
-    def __init__(self, tokenizer: Tokenizer | None, body: GenerateBody, metrics: Metrics) -> None:
+    ``began`` is when the request came in, by ``time.perf_counter``.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, body: GenerateBody, metrics: Metrics, began: float
+    ) -> None:
         self._tokenizer = tokenizer
         self._body = body
         self._metrics = metrics
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(body.stops)
         self._count = 0
-        self._last = 0.0
+        self._began, self._last = began, 0.0
         self.memory_version = 0
         self.finished: Finished | None = None
 
@@ -169,6 +174,7 @@ class Output:
         return Delta("".join(text), part.tokens[:taken], logprobs)
 
     def _end(self, part: Finished) -> Delta:
+        self._metrics.whole.observe(time.perf_counter() - self._began)
         self.finished = part
         self.memory_version = part.memory_version
         if self._stops.found is not None:
@@ -197,6 +203,8 @@ class Output:
         now = time.perf_counter()
         if self._last:
             self._metrics.inter_token.observe((now - self._last) / max(1, tokens))
+        else:
+            self._metrics.first_token.observe(now - self._began)
         self._last = now
 
     def _logprob(self, token: int, given: WorkerLogprob) -> TokenLogprob:

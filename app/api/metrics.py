@@ -10,7 +10,11 @@ from prometheus_client.registry import Collector
 
 from app.messages import Stats
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+# close enough together for a quantile between two of them to be within a fifth
+SECONDS = (
+    *(step * 10.0**power for power in (-3, -2, -1, 0, 1) for step in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    *(100.0, 300.0, 600.0),
+)
 
 # the worker writes "name:value" where a number is kept per value of one label
 _LABELS = {
@@ -21,7 +25,7 @@ _LABELS = {
     "memory_load_seconds": "tier",
     "memory_loads_total": "tier",
     "memory_moved_bytes_total": "direction",
-    "requests_finished_total": "reason",
+    "request_success_total": "finished_reason",
     "requests_failed_total": "code",
 }
 _MOST_HISTOGRAMS = 64
@@ -71,6 +75,18 @@ class Metrics:
             "memoryllm_http_request_duration_seconds",
             "seconds from the first byte of a request to the last of its answer",
             ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.first_token = Histogram(
+            "memoryllm_time_to_first_token_seconds",
+            "seconds from a generation's arrival to its first token, as the API sees them",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.whole = Histogram(
+            "memoryllm_e2e_request_latency_seconds",
+            "seconds from a generation's arrival to its end, as the API sees them",
             buckets=SECONDS,
             registry=self.registry,
         )

@@ -115,7 +115,7 @@ class Reads:
         if read.job.phase is Phase.PREFILL:
             read.job.phase = Phase.DECODE
             read.first_token = time.monotonic()
-            self._numbers.observe("time_to_first_token_seconds", read.first_token - read.arrival)
+            self._numbers.observe("request_prefill_time_seconds", read.first_token - read.started)
         if choice.token in sequence.stop_tokens:
             self._end(read, "stop", stop_token=choice.token)
             return
@@ -162,8 +162,9 @@ class Reads:
                     stop_token=stop_token,
                 )
             )
-            self._numbers.count(f"requests_finished_total:{reason}")
-            self._numbers.observe("e2e_request_latency_seconds", now - read.arrival)
+            self._numbers.count(f"request_success_total:{reason}")
+            if read.first_token:
+                self._numbers.observe("request_decode_time_seconds", now - read.first_token)
         self.release(read.job.id)
 
     def release(self, job_id: str) -> None:

@@ -64,8 +64,8 @@ async def test_metrics(service: Service) -> None:
     await service.http.get(f"/{SECRET}")
     await service.http.request(SECRET.upper(), "/generate")
     gauges = {"num_requests_running": 3.0, "memories:resident": 2.0, "memories:warm": 1.0}
-    counters = {"prompt_tokens_total": 7.0, "requests_finished_total:stop": 4.0}
-    observations = {"time_to_first_token_seconds": [0.2, 0.3], "memory_load_seconds:warm": [0.1]}
+    counters = {"prompt_tokens_total": 7.0, "request_success_total:stop": 4.0}
+    observations = {"request_queue_time_seconds": [0.2, 0.3], "memory_load_seconds:warm": [0.1]}
     service.answer(Stats(1.0, gauges, counters, observations))
     found = await metrics(service)
     route = "[('method', 'POST'), ('route', '/generate'), ('status', '200')]"
@@ -73,8 +73,13 @@ async def test_metrics(service: Service) -> None:
     assert found["memoryllm_num_requests_running[]"] == 3
     assert found["memoryllm_memories[('tier', 'warm')]"] == 1
     assert found["memoryllm_prompt_tokens_total[]"] == 7
-    assert found["memoryllm_requests_finished_total[('reason', 'stop')]"] == 4
-    assert found["memoryllm_time_to_first_token_seconds_count[]"] == 2
+    assert found["memoryllm_request_success_total[('finished_reason', 'stop')]"] == 4
+    assert found["memoryllm_request_queue_time_seconds_count[]"] == 2
+    first, whole = (
+        found[f"memoryllm_{name}_sum[]"]
+        for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds")
+    )
+    assert 0 < first < whole <= found["memoryllm_http_request_duration_seconds_sum[('route', '/generate')]"]
     assert found["memoryllm_memory_load_seconds_count[('tier', 'warm')]"] == 1
     assert found["memoryllm_inter_token_latency_seconds_count[]"] == 1
     assert SECRET.lower() not in (await service.http.get("/metrics")).text.lower()

@@ -51,7 +51,8 @@ class Exported:
         metrics.worker_stats(harness.engine.stats())
         metrics.requests.labels("/x", "GET", "200").inc()
         metrics.request_seconds.labels("/x").observe(1)
-        metrics.inter_token.observe(1)
+        for histogram in (metrics.first_token, metrics.inter_token, metrics.whole):
+            histogram.observe(1)
         self.labels: dict[str, set[str]] = {}
         self.families: set[str] = set()
         for family in text_string_to_metric_families(metrics.render().decode()):
