@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments import editing, forgetting, integrity, questions, retention
+from experiments import editing, everything, forgetting, integrity, questions, report, retention
 from tests.experiments.test_scoring import FLAT, ZSRE, squad
 from tests.server.process import ServerProcess
 
@@ -34,6 +34,9 @@ def run(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
         assert told["command"].startswith(f"python -m experiments.{name}")
         assert str(tmp_path) not in json.dumps(told)
+        page = report.page(tmp_path, tmp_path / "docs" / "results.md")
+        assert told["command"] in page
+        assert f"(../{name}.svg)" in page
         return told
 
     return command
@@ -144,3 +147,26 @@ def test_forgetting_compares_shapes(run: Run, server: ServerProcess, tmp_path: P
     assert few["closed_form"] == pytest.approx(0.9**4)
     assert few["measured"] < 0.85 < many["measured"]
     assert all(one["rows"][0]["memory"] >= 0.5 for one in shapes.values())
+
+
+def test_everything_is_one_command(
+    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    skipped = ["--skip", "retention", "questions", "integrity"]
+    words = ["--url", server.url, "--results", str(tmp_path), "--quiet", "--scale", "0.001", *skipped]
+    monkeypatch.setattr(sys, "argv", ["everything", *words, "--page", str(tmp_path / "page.md")])
+    assert everything.main() == 0
+    assert "4 cases, generated" in (tmp_path / "page.md").read_text()
+    assert json.loads((tmp_path / "editing-generated.json").read_text())["cases"] == 4
+
+
+def test_the_plan_has_every_experiment() -> None:
+    files = ["--squad", "s", "--zsre", "z", "--counterfact", "c", "--minutes", "2"]
+    planned = everything.plan(everything.options().parse_args(files))
+    assert {words[0] for words in planned} == set(report.SECTIONS)
+    modules = [retention, questions, editing, integrity, forgetting]
+    for name, *words in planned:
+        (module,) = (one for one in modules if one.__name__ == f"experiments.{name}")
+        module.options().parse_args(words)
+    names = [words[words.index("--name") + 1] if "--name" in words else words[0] for words in planned]
+    assert len(set(names)) == len(names)

@@ -182,19 +182,8 @@ def test_a_journal_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
 
 
 def test_a_command_is_told_without_where_things_are() -> None:
-    words = [
-        "--url",
-        "http://x",
-        "--items",
-        "5",
-        "--fresh",
-        "--results=/a",
-        "--squad",
-        "/home/me/s.json",
-        "--warm",
-        "9",
-    ]
-    assert measured(words) == ["--items", "5", "--squad", "s.json", "--warm", "9"]
+    words = ["--url", "http://x", "--items", "5", "--fresh", "--results=/a", "--squad", "/b/s.json", "K=/b/c"]
+    assert measured(words) == ["--items", "5", "--squad", "s.json", "K=c"]
 
 
 def test_a_template_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:

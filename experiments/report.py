@@ -1,0 +1,190 @@
+"""One page of what the experiments measured, beside the papers' figures.
+
+python -m experiments.report --results docs/results --page docs/results.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import papers
+from experiments.editing import MEASURES, harmonic
+from experiments.tables import percent
+
+INTRODUCTION = """# The papers' experiments
+
+Written by `python -m experiments.report` from what the experiments left in a folder; each ran over HTTP against a
+`memoryllm serve` and names its command, seed, machine and date. All of them, and this page, by one command:
+
+    memoryllm serve        # in another terminal
+    python -m experiments.everything --squad FILE --zsre FILE --counterfact FILE --results docs/results
+
+Errors are standard errors. Names and values of generated facts are held out of the pocket model's training; an answer
+counts if it equals the value, for SQuAD if it holds one of the answers. What a prompt holds itself never counts.
+"""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def with_error(share: float, count: int) -> str:
+    """A share of ``count`` trials with its standard error."""
+    return f"{share:.1%} ± {100 * (share * (1 - share) / max(1, count)) ** 0.5:.1f}"
+
+
+def origin(told: dict[str, Any]) -> str:
+    model = told.get("settings", {}).get("model")
+    served = f"model {model}, " if model else ""
+    return f"    {told['command']}\n\nSeed {told['seed']}, {served}{told['device']}, {told['machine']}, {told['date']}."
+
+
+def retention(told: dict[str, Any]) -> str:
+    settings = told["settings"]
+    told_of = settings["squad"] or "generated facts"
+    warm = f", in memories that had taken {settings['warm']} other updates" if settings["warm"] else ""
+    control = ", **control: judged by the answers of other items**" if settings["shuffle"] else ""
+    rows = []
+    for row in told["rows"]:
+        kept, count = row["survival"], row["items"]
+        distance = "-" if kept["distance"] is None else f"{kept['distance']:+.2f}"
+        rows.append(
+            [
+                str(row["step"]),
+                with_error(row["memory"], count),
+                percent(row["empty"]),
+                percent(row["prompt"]),
+                f"{kept['measured']:.2%} ± {100 * kept['standard_error']:.2f}",
+                f"{kept['closed_form']:.2%}",
+                distance,
+            ]
+        )
+    head = [
+        "contexts since",
+        "memory",
+        "empty memory",
+        "text in the prompt",
+        "tokens left",
+        "(1 − K/N)^t",
+        "errors apart",
+    ]
+    return f"{told['rows'][0]['items']} items of {told_of}{warm}{control}:\n\n{table(head, rows)}"
+
+
+def questions(told: dict[str, Any]) -> str:
+    rows = [
+        [row, with_error(c["share"], c["asked"]), str(c["asked"]), percent(c["chance"]), str(c["another_of_them"]),
+         str(c["refused"])]
+        for row, c in told["rows"].items()
+    ]  # fmt: skip
+    head = ["asked for", "right", "questions", "chance", "another of them named", "“I don't know”"]
+    return table(head, rows)
+
+
+def editing(told: dict[str, Any]) -> str:
+    rows = []
+    for name, row in told["rows"].items():
+        shown = [f"{row[m]:.1%} ± {100 * row[f'{m}_error']:.1f}" for m in MEASURES]
+        rows.append([name, *shown, percent(row["score"]), percent(row.get("kept_predictions"))])
+    paper = papers.EDITING.get(told["data"])
+    if paper:
+        rows.append(["the paper's 7B model", *map(percent, paper), percent(harmonic(list(paper))), "-"])
+    head = ["", *MEASURES, "harmonic mean", "other predictions kept"]
+    return f"{told['cases']} cases, {told['data']}:\n\n{table(head, rows)}"
+
+
+def integrity(told: dict[str, Any]) -> str:
+    counts = [one["updates"] for one in told["tenants"]]
+    same = all(one["updates"] == one["version"] for one in told["tenants"])
+    each = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    kills = ", ".join(f"{kill:,}" for kill in told["kills_behind_answers"]) or "none"
+    rows = [
+        ["updates, memories, updates of each", f"{told['updates']:,}, {len(counts)}, {each}"],
+        ["the server's versions", "as many as the updates" if same else "**not as many as the updates**"],
+        ["answers about the newest fact", f"{told['answers']:,}"],
+        ["right", with_error(told["accuracy"], told["answers"])],
+        [f"right, first {told['ends']:,}", with_error(told["first"], told["ends"])],
+        [f"right, last {told['ends']:,}", with_error(told["last"], told["ends"])],
+        ["killed and resumed behind answer", kills],
+        ["updates a second, each with its question", f"{told['updates_a_second']:.0f}"],
+    ]
+    return table(["", ""], rows)
+
+
+def forgetting(told: dict[str, Any]) -> str:
+    steps = [row["step"] for row in next(iter(told["shapes"].values()))["rows"]]
+    rows = [
+        [
+            name,
+            *(f"{percent(row['memory'])} ({percent(row['survival']['closed_form'])})" for row in one["rows"]),
+        ]
+        for name, one in told["shapes"].items()
+    ]
+    minutes = told["minutes"]
+    count = next(iter(told["shapes"].values()))["rows"][0]["items"]
+    how = (
+        "checkpoints as given"
+        if minutes is None
+        else f"each trained for {minutes:g} minutes from the same weights"
+    )
+    head = ["shape", *(f"{step} contexts since" for step in steps)]
+    return f"{count} items, {how}; right, and in brackets (1 − K/N)^t:\n\n{table(head, rows)}"
+
+
+SECTIONS = {
+    "retention": ("Knowledge retention", retention, papers.RETENTION),
+    "questions": ("The right person, other wordings, corrections, the unknown", questions, ""),
+    "editing": ("Model editing", editing, papers.EDITING_NOTE),
+    "integrity": ("Integrity", integrity, papers.INTEGRITY),
+    "forgetting": ("Forgetting by K and N", forgetting, papers.FORGETTING),
+}
+
+
+def page(results: Path, at: Path) -> str:
+    """The whole page, for a file that lies ``at``; experiments without results are left out."""
+    told = []
+    for path in sorted(results.glob("*.json"), key=lambda path: path.stem):
+        one = json.loads(path.read_text("utf-8"))
+        if isinstance(one, dict) and one.get("experiment") in SECTIONS:
+            told.append(one | {"path": path})
+    parts = [INTRODUCTION]
+    for experiment, (title, show, paper) in SECTIONS.items():
+        own = [one for one in told if one["experiment"] == experiment]
+        if not own:
+            continue
+        parts.append(f"## {title}\n" + (f"\n{paper}\n" if paper else ""))
+        for one in own:
+            parts.append(f"### {one['path'].stem}\n\n{origin(one)}\n\n{show(one)}\n")
+            plot = one["path"].with_suffix(".svg")
+            if plot.exists():
+                link = Path(os.path.relpath(plot, at.parent)).as_posix()
+                parts.append(f"![{one['path'].stem}]({link})\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--page", type=Path, default=Path("results/README.md"))
+    arguments = parser.parse_args()
+    if not any(arguments.results.glob("*.json")):
+        raise SystemExit(f"{arguments.results} holds no results")
+    arguments.page.parent.mkdir(parents=True, exist_ok=True)
+    arguments.page.write_text(page(arguments.results, arguments.page), "utf-8")
+    print(arguments.page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
