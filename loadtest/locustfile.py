@@ -1,69 +1,104 @@
-"""Users who tell their memory something now and then and ask it more often.
+"""People (``loadtest/people.py``) against any server, as locust's users.
 
     locust --locustfile loadtest/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s
 
-Needs locust alone (``pip install '.[load]'``). Each user is a tenant of its own, erased at the end. An answer
-from a version older than the last acknowledged update counts as a failure, whatever its status. A server with keys
-needs an admin's in MEMORYLLM_API_KEY.
+Needs locust alone (``pip install '.[load]'``). The users share ``TENANTS`` memories, drawn by a Zipf law and erased at
+the end. An answer from a version older than the last acknowledged update counts as a failure, whatever its status, and
+so does a stream without its end. A server with keys needs an admin's in MEMORYLLM_API_KEY.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
-from locust import HttpUser, between, task
+from locust import HttpUser, constant, events, task
 
-PEOPLE = ["Mira Tolvan", "Jona Brandt", "Ruth Kessler", "Tomas Weil", "Ines Moravek", "Karl Osten"]
-PLACES = ["Tarnovik", "Lisbon", "Aldersund", "Brenmoor", "Vesk", "Port Halden"]
+# locust puts this file's folder on the path, not the one above
+sys.path.append(str(Path(__file__).parents[1]))
+from loadtest.people import Act, Crowd, Habits
+
+TENANTS = 32
 LONGEST_WAIT = 30.0
+
+_RUN = secrets.token_hex(4)
+_CROWD = Crowd(
+    [f"load-{_RUN}-{number}" for number in range(TENANTS)], random.Random(), Habits(fixed_length=False)
+)
+# the newest acknowledged version of each tenant that anybody here has touched
+_versions: dict[str, int] = {}
 
 
 class Rememberer(HttpUser):
-    """One tenant: four questions to one update."""
+    """One session after another: perhaps some updates, then a chat."""
 
-    wait_time = between(0.05, 0.5)
+    wait_time = constant(0)
 
     def on_start(self) -> None:
         if key := os.environ.get("MEMORYLLM_API_KEY"):
             self.client.headers["authorization"] = f"Bearer {key}"
-        self.tenant = f"load-{secrets.token_hex(8)}"
-        self.version = 0
-        self.update()
 
-    def on_stop(self) -> None:
-        self.client.delete(f"/tenants/{self.tenant}", name="/tenants/{id}")
+    @task
+    def session(self) -> None:
+        """Who is refused leaves, and comes back when the server said."""
+        session = _CROWD.session()
+        _versions.setdefault(session.tenant, 0)
+        for act in session.acts:
+            time.sleep(act.think)
+            if not self._act(session.tenant, act):
+                return
 
-    @task(1)
-    def update(self) -> None:
-        """Tells one fact."""
-        person, place = random.choice(PEOPLE), random.choice(PLACES)
-        text = f"{person} lives in {place}. In spring {person} came there by train and has stayed since."
-        answer = self._post("/update", {"tenant": self.tenant, "text": text})
-        if answer is not None:
-            self.version = answer["memory_version"]
+    def _act(self, tenant: str, act: Act) -> bool:
+        known = _versions[tenant]
+        body = {"tenant": tenant, **act.body}
+        streamed = bool(act.body.get("stream"))
+        with self.client.post(
+            f"/{act.kind}",
+            json=body,
+            stream=streamed,
+            catch_response=True,
+            name=f"/{act.kind}{' (stream)' * streamed}",
+        ) as response:
+            if response.status_code != 200:
+                response.failure(f"status {response.status_code}")
+                if response.status_code in {429, 503}:
+                    time.sleep(min(float(response.headers.get("retry-after", 1)), LONGEST_WAIT))
+                return False
+            answer = _read(response, act.hang_up) if streamed else response.json()
+            if answer is None:
+                response.failure("the stream was cut")
+                return False
+            version = answer.get("memory_version", known)
+            if version < known:
+                response.failure("an acknowledged update is missing")
+            if act.kind == "update":
+                _versions[tenant] = max(_versions[tenant], version)
+        return True
 
-    @task(4)
-    def generate(self) -> None:
-        """Asks for a fact that may have been told."""
-        question = f"Where does {random.choice(PEOPLE)} live?"
-        self._post(
-            "/generate",
-            {"tenant": self.tenant, "messages": [{"role": "user", "content": question}], "max_tokens": 16},
-        )
 
-    def _post(self, path: str, body: dict[str, object]) -> dict[str, int] | None:
-        """The answer, or None; a server that asks to be left alone for a while is."""
-        with self.client.post(path, json=body, catch_response=True) as response:
-            if response.status_code == 200:
-                answer: dict[str, int] = response.json()
-                if answer["memory_version"] < self.version:
-                    response.failure("an acknowledged update is missing")
-                return answer
-            response.failure(f"status {response.status_code}")
-            wait = response.headers.get("retry-after") if response.status_code in {429, 503} else None
-        if wait is not None:
-            time.sleep(min(float(wait), LONGEST_WAIT))
-        return None
+def _read(response: Any, hang_up: int) -> dict[str, Any] | None:
+    """The last event of a stream, or nothing in it for a reader who leaves; None if it has no end."""
+    told: dict[str, Any] = {}
+    for number, line in enumerate(line for line in response.iter_lines() if line.startswith(b"data: ")):
+        if line == b"data: [DONE]":
+            return told
+        if hang_up and number >= hang_up:
+            response.close()
+            return {}
+        told = json.loads(line[6:])
+    return None
+
+
+@events.test_stop.add_listener
+def erase(environment: Any, **_: Any) -> None:
+    """Takes down the memories that this process has used."""
+    user = Rememberer(environment)
+    user.on_start()
+    for tenant in list(_versions):
+        user.client.delete(f"/tenants/{tenant}", name="/tenants/{id}")

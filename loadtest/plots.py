@@ -156,12 +156,12 @@ def _processor(result: Result) -> str:
 
 
 def _fairness(result: Result) -> str:
-    """Jain's index over what each tenant got of its max-min fair share, in stretches of five seconds or more."""
+    """Jain's index over what each tenant got of its max-min fair share, in stretches of two seconds or more."""
     reads = [a for a in result.answers if a.kind == "generate" and a.asked]
     if len({a.tenant for a in reads}) < 2:
         return ""
     began, ended = _span(reads)
-    width = max(5.0, (ended - began) / 60)
+    width = max(2.0, (ended - began) / 60)
     asked: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     got: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for answer in reads:
