@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 from loadtest.client import Client
+from loadtest.measures import PROMPT
 from loadtest.people import fact
 from loadtest.run import Run
 from loadtest.server import Server
 
 TIMES = 100
 STREAMS, WRITERS = 12, 6
-PROMPT = "Mira Tolvan lives in"
 
 
 async def drain(run: Run) -> None:

@@ -113,7 +113,7 @@ class Run:
         return phase
 
     async def capacity(self, crowd: Crowd, streams: int, seconds: float) -> float:
-        """Tokens a second that ``streams`` readers get who ask again at once."""
+        """Tokens a second that ``streams`` readers get who ask again at once, their memories being there."""
         self.progress("what the server can do")
         names = list(crowd.names)
 
@@ -121,6 +121,7 @@ class Run:
             session = crowd.session()
             return Session(names[number % len(names)], session.acts, "capacity")
 
+        await closed_loop(self.client, streams, 0.1, make, "capacity")
         answers = await closed_loop(self.client, streams, seconds, make, "capacity")
         good = [a for a in answers if a.good]
         if not good:

@@ -47,7 +47,7 @@ class Requests:
         scope["request_id"] = id
         _keep_tenant_encoded(scope)
         status = 0
-        scope["began"] = began = time.perf_counter()
+        began = scope.setdefault("began", time.perf_counter())
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

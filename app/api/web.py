@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from app.api.app import create_app
+from app.api.protocol import Protocol
 from app.api.spool import Spool
 from app.api.worker import WorkerClient
 from app.keys.watch import WatchedRing
@@ -27,7 +28,7 @@ def web_server(
     """Connections that are still open ``last_seconds`` after it was asked to end are cut."""
     config = uvicorn.Config(
         create_app(settings, client, spool, keys),
-        http="httptools",
+        http=Protocol,
         lifespan="off",
         ws="none",
         log_config=None,

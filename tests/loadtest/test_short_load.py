@@ -12,9 +12,10 @@ import pytest
 
 from loadtest import report
 from loadtest.bare import Bare
+from loadtest.measures import names
+from loadtest.overload import overload
 from loadtest.people import Crowd, Habits
 from loadtest.run import MODEL, Result, Run, Scenario, closing_rows, run
-from loadtest.scenarios import names, overload
 
 SECONDS = 2.0
 # how fast this machine is does not matter here, only that nothing is lost or counted twice

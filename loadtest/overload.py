@@ -1,0 +1,92 @@
+"""More than the server can do: from everybody at once, and from one tenant beside light ones."""
+
+from __future__ import annotations
+
+from loadtest.client import Answer
+from loadtest.figures import mean, quantile, ratio
+from loadtest.measures import READING, USEFUL_SECONDS, first_tokens, goodput, names, within
+from loadtest.people import Crowd, Habits
+from loadtest.run import Run
+
+# the ladder of rates: how far it goes, by how much, and the share that must come back for another step
+_MOST_RUNGS, _RUNG, _KEPT = 8, 1.2, 0.85
+
+
+async def overload(run: Run) -> None:
+    """Ten times the load that gives the best goodput, in turns with that load."""
+    crowd = Crowd(names("o", 48), run.rng, READING, exponent=0.5, group="overload")
+    each = READING.tokens[0]
+    able = await run.capacity(crowd, 48, run.seconds(6, 2)) / each
+    seconds = run.seconds(20, 3)
+    settle = seconds / 5
+    ladder: dict[float, float] = {}
+    rate = 0.7 * able
+    # upwards until more is asked and less of it comes back
+    while len(ladder) < _MOST_RUNGS:
+        phase = await run.open(f"{rate:.1f} requests a second", seconds, (crowd, rate))
+        ladder[rate] = goodput(run.client.answers, phase, settle)
+        asked = sum(a.asked for a in within(run.client.answers, phase, "overload")) / phase.seconds
+        if ladder[rate] < _KEPT * asked:
+            break
+        rate *= _RUNG
+    rate = max(ladder, key=lambda r: ladder[r])
+    best, under, refusals = [], [], []
+    for number in range(run.rounds(3)):
+        calm = await run.open(f"best load, round {number + 1}", seconds, (crowd, rate))
+        best.append(goodput(run.client.answers, calm, settle))
+        storm = await run.open(f"ten times, round {number + 1}", seconds, (crowd, 10 * rate))
+        under.append(goodput(run.client.answers, storm, settle))
+        sent = within(run.client.answers, storm, "overload")
+        refusals += [a.end - a.due for a in sent if a.status in (429, 503)]
+    share = ratio(mean(under), mean(best))
+    run.row(
+        "`overload-10x`: goodput against the best sustainable load",
+        "≥ 90 %",
+        "97 %",
+        f"{100 * share:.0f} % ({mean(under):.0f} of {mean(best):.0f} tokens/s)",
+        share >= 0.9,
+        ladder={f"{r:.1f}/s": g for r, g in ladder.items()},
+        best=best,
+        under=under,
+        useful_seconds=USEFUL_SECONDS,
+    )
+    p99 = quantile(refusals, 0.99)
+    run.row(
+        "`overload-10x`: p99 of a refusal",
+        "< 100 ms",
+        "< 20 ms",
+        f"{1e3 * p99:.0f} ms of {len(refusals):,}",
+        p99 < 0.1,
+        median=quantile(refusals, 0.5),
+    )
+
+
+async def hot_tenant(run: Run) -> None:
+    """Two light tenants, alone and beside one that sends a hundred times its fair share, in turns."""
+    light = Crowd(names("light", 2), run.rng, Habits(1, 0, (16, 32), 0, 1, 1, 0), exponent=0.0, group="light")
+    greedy = Habits(turns=1, updating=0, hanging_up=0, streaming=1, tokens=(128, 128))
+    hot = Crowd(["hot"], run.rng, greedy, group="hot")
+    able = await run.capacity(hot, 32, run.seconds(6, 2))
+    rate = 100 * able / 3 / 128
+    seconds = run.seconds(25, 4)
+    alone: list[Answer] = []
+    beside: list[Answer] = []
+    for number in range(run.rounds(3)):
+        phase = await run.open(f"alone, round {number + 1}", seconds, (light, 4.0))
+        alone += within(run.client.answers, phase, "light")
+        phase = await run.open(f"beside, round {number + 1}", seconds, (light, 4.0), (hot, rate))
+        beside += within(run.client.answers, phase, "light")
+    before, after = (quantile(first_tokens(side), 0.99) for side in (alone, beside))
+    refused = sum(not a.good for a in beside)
+    times = ratio(after, before)
+    run.row(
+        "a light tenant's p99 time to first token beside a tenant sending 100 times its fair share, against alone",
+        "≤ 3×",
+        "1.5×",
+        f"{times:.1f}× ({1e3 * after:.0f} against {1e3 * before:.0f} ms)"
+        + (f", {refused} not answered" if refused else ""),
+        times <= 3 and not refused,
+        medians=[quantile(first_tokens(side), 0.5) for side in (alone, beside)],
+        hot_requests_per_second=rate,
+        samples=[len(alone), len(beside)],
+    )
