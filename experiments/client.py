@@ -76,6 +76,10 @@ class Client:
         body = {"tenant": tenant, "text": text, "short": short}
         return await self.call("POST", "/update", body if key is None else body | {"idempotency_key": key})
 
+    def asked(self, question: str) -> str:
+        """The prompt that puts a question, as far as it is ours: without the model's own chat template."""
+        return question if self.template is None else self.template.replace("{question}", question)
+
     async def ask(self, tenant: str, question: str, max_tokens: int = 32, before: str = "") -> str:
         """The greedy answer to a question, without white space around it; ``before`` is text ahead of it."""
         body: dict[str, Any] = {"tenant": tenant, "max_tokens": max_tokens, "temperature": 0.0}
@@ -83,7 +87,7 @@ class Client:
             content = f"{before} {question}" if before else question
             body["messages"] = [{"role": "user", "content": content}]
         else:
-            asked = self.template.replace("{question}", question)
+            asked = self.asked(question)
             body["prompt"] = f"{before}\n{asked}" if before else asked
         answer = await self.call("POST", "/generate", body)
         return str(answer["text"]).strip()

@@ -40,6 +40,9 @@ def plan(arguments: argparse.Namespace) -> list[list[str]]:
         if path:
             words = [f"--{kind}", str(path), "--cases", count(2000), "--name", f"editing-{kind}"]
             commands.insert(-1, ["editing", *words])
+    for command in commands:
+        if arguments.template and command[0] != "editing":
+            command.extend(["--template", arguments.template])
     if arguments.minutes:
         commands.append(["forgetting", "--minutes", f"{arguments.minutes:g}", "--items", count(200)])
     return [command for command in commands if command[0] not in arguments.skip]
@@ -62,6 +65,7 @@ def options() -> argparse.ArgumentParser:
     add("--squad", type=Path, help="a file in SQuAD's format")
     add("--zsre", type=Path, help="a file of zsRE in MEND's form")
     add("--counterfact", type=Path, help="a file of CounterFact")
+    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
     add(
         "--minutes", type=float, default=0.0, help="of training for each shape of forgetting (0: none is run)"
     )

@@ -85,9 +85,8 @@ class Integrity:
             await self.client.update(name, fact.statement, short="repeat", key=str(turn))
             if turn % every == 0 or turn == last:
                 item = item_of(fact)
-                right = item.right(
-                    await self.client.ask(name, item.question, self.given.max_tokens), item.question
-                )
+                given = await self.client.ask(name, item.question, self.given.max_tokens)
+                right = item.right(given, self.client.asked(item.question))
                 self.session.log.write(f"{tenant} {turn} {int(right)}".encode())
                 self.answers.append(right)
             self.turns[tenant] = turn
@@ -175,6 +174,7 @@ def options() -> argparse.ArgumentParser:
     add("--updates", type=int, default=1_000_000, help="of all memories together")
     add("--tenants", type=int, default=32, help="memories, each updated one after another")
     add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
+    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
     add("--max-tokens", type=int, default=16)
     add("--erase", action="store_true", help="erase the memories at the end")
     add("--kill-at", type=int, help="kill the run behind so many answers, and go on")

@@ -67,9 +67,13 @@ class Questions:
 
     async def _asked(self, row: str, tenant: str, item: Item) -> list[Any]:
         given = await self.client.ask(tenant, item.question, self.given.max_tokens)
-        template: str | None = self.given.template
-        asked = item.question if template is None else template.replace("{question}", item.question)
-        return [row, item.right(given, asked), item.question, item.answers[0], given]
+        return [
+            row,
+            item.right(given, self.client.asked(item.question)),
+            item.question,
+            item.answers[0],
+            given,
+        ]
 
     async def _people(self, stream: FactGenerator, tenant: str, count: int) -> list[list[Any]]:
         facts = people(stream, count)

@@ -25,6 +25,9 @@ Written by `python -m experiments.report` from what the experiments left in a fo
     memoryllm serve        # in another terminal
     python -m experiments.everything --squad FILE --zsre FILE --counterfact FILE --results docs/results
 
+`--scale 0.1` runs a tenth of each. A model without a chat template, such as `YuWangX/memoryllm-8b`, is asked by
+`--template "Question: {question} Answer:"`. Interrupted commands go on where they were.
+
 Errors are standard errors. Names and values of generated facts are held out of the pocket model's training; an answer
 counts if it equals the value, for SQuAD if it holds one of the answers. What a prompt holds itself never counts.
 """

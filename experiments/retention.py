@@ -86,7 +86,7 @@ class Retention:
             given = await self._ask(item, tenant)
             measured["steps"][str(step)] = {
                 "given": given,
-                "memory": item.right(given, self._asked(item)),
+                "memory": item.right(given, self.client.asked(item.question)),
                 "prompt": await self._with_text(item, texts),
                 **await self._left(tenant, version),
             }
@@ -119,15 +119,11 @@ class Retention:
         for turn, text in enumerate(itertools.islice(others, self.given.warm)):
             await self.client.update(base, text, short="repeat", key=f"warm-{turn}")
 
-    def _asked(self, item: Item) -> str:
-        template: str | None = self.given.template
-        return item.question if template is None else template.replace("{question}", item.question)
-
     async def _ask(self, item: Item, tenant: str, before: str = "") -> str:
         return await self.client.ask(tenant, item.question, self.given.max_tokens, before)
 
     async def _right(self, item: Item, tenant: str) -> bool:
-        return item.right(await self._ask(item, tenant), self._asked(item))
+        return item.right(await self._ask(item, tenant), self.client.asked(item.question))
 
     async def _with_text(self, item: Item, texts: list[str]) -> bool | None:
         """None where the prompt has become too long for the model."""
@@ -137,7 +133,7 @@ class Retention:
             if error.response.status_code != 422:
                 raise
             return None
-        return item.right(given, self._asked(item))
+        return item.right(given, self.client.asked(item.question))
 
     async def _left(self, tenant: str, version: int) -> dict[str, Any]:
         """How many tokens of the context's last block each layer still holds, and how many updates ago it was."""

@@ -161,7 +161,18 @@ def test_everything_is_one_command(
 
 
 def test_the_plan_has_every_experiment() -> None:
-    files = ["--squad", "s", "--zsre", "z", "--counterfact", "c", "--minutes", "2"]
+    files = [
+        "--squad",
+        "s",
+        "--zsre",
+        "z",
+        "--counterfact",
+        "c",
+        "--minutes",
+        "2",
+        "--template",
+        "{question}",
+    ]
     planned = everything.plan(everything.options().parse_args(files))
     assert {words[0] for words in planned} == set(report.SECTIONS)
     modules = [retention, questions, editing, integrity, forgetting]
