@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import plot
+from experiments.client import Client
 from experiments.data import fair_fact, generator, item_of
-from experiments.session import Session, conduct, parser
+from experiments.session import Session, conduct, forget, parser
 from experiments.tables import percent, print_rows
 
 WINDOWS = 100
@@ -136,16 +137,15 @@ def chart(figures: dict[str, Any], answers: int, every: int) -> str:
     return plot.line_chart(title, "updates", "right", curves, y_range=(low, 1), y_percent=True)
 
 
-def killed_and_resumed(session_path: Path, words: list[str], kill_at: int) -> int:
+def killed_and_resumed(path: Path, words: list[str], kill_at: int) -> int:
     """Runs this command as a process of its own, kills that behind ``kill_at`` answers, and runs it again."""
     command = [sys.executable, "-m", "experiments.integrity", *words]
     if "--fresh" in words:
-        session_path.unlink(missing_ok=True)
         command.remove("--fresh")
-    if lines(session_path) <= kill_at:
+    if lines(path) <= kill_at:
         child = subprocess.Popen(command)
         try:
-            while child.poll() is None and lines(session_path) <= kill_at:
+            while child.poll() is None and lines(path) <= kill_at:
                 time.sleep(0.02)
         finally:
             killed = child.poll() is None
@@ -154,13 +154,18 @@ def killed_and_resumed(session_path: Path, words: list[str], kill_at: int) -> in
             child.wait()
         if not killed:
             return child.returncode
-        with session_path.open("r+b") as log:
+        with path.open("r+b") as log:
             whole = log.read()
             log.truncate(whole.rfind(b"\n") + 1)
             log.seek(0, 2)
             log.write(KILLED + b"\n")
-        print(f"killed behind {lines(session_path) - 2} answers; going on", file=sys.stderr)
+        print(f"killed behind {lines(path) - 2} answers; going on", file=sys.stderr)
     return subprocess.run(command, check=False).returncode
+
+
+async def forgotten(url: str, path: Path) -> None:
+    async with Client(url, 2) as client:
+        await forget(client, "integrity", path)
 
 
 def lines(path: Path) -> int:
@@ -194,6 +199,8 @@ def main() -> int:
     arguments = options().parse_args()
     if arguments.kill_at is not None:
         path = arguments.results / "journal" / f"{arguments.name}.jsonl"
+        if arguments.fresh:
+            asyncio.run(forgotten(arguments.url, path))
         return killed_and_resumed(path, without(sys.argv[1:], "--kill-at"), arguments.kill_at)
     arguments.concurrency = max(arguments.concurrency, arguments.tenants)
     told = conduct(

@@ -11,6 +11,19 @@ class OtherSettings(Exception):
     """The log is of a run with other settings: its figures may not be mixed with these."""
 
 
+def run_of(path: Path) -> str | None:
+    """The name of the run that a log is of, if there is one."""
+    try:
+        run: str = json.loads(path.read_bytes().partition(b"\n")[0])["run"]
+    except (OSError, ValueError):
+        return None
+    return run
+
+
+def remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
 class Log:
     """Append-only lines. The first says what was measured and how; a line torn by a kill is dropped."""
 

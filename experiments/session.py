@@ -19,7 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElaps
 
 from experiments import plot
 from experiments.client import Client
-from experiments.journal import Journal, Log, OtherSettings
+from experiments.journal import Journal, Log, OtherSettings, remove, run_of
 from experiments.machine import machine
 
 # these say how to run, not what is measured
@@ -68,7 +68,7 @@ class Session:
         shown = {k: v.name if isinstance(v, Path) else v for k, v in given.items()}
         self.settings = shown | {"model": self.server["model"], "fingerprint": self.server["fingerprint"]}
         if self.arguments.fresh:
-            self.path.unlink(missing_ok=True)
+            await forget(self.client, self.experiment, self.path)
         try:
             self.log = Log(self.path, self.settings, secrets.token_hex(3))
         except OtherSettings as error:
@@ -133,6 +133,20 @@ class Session:
             plot.write(path.with_suffix(".svg"), chart)
         self.log.close()
         return told
+
+
+async def forget(client: Client, experiment: str, path: Path) -> None:
+    """Removes the log of an earlier run, and the memories that this has left in the server."""
+    run = run_of(path)
+    if run is not None:
+        prefix = f"{experiment}-{run}-"
+        page = await client.call("GET", f"/tenants?limit=1000&after={prefix}")
+        while page["tenants"] and page["tenants"][0].startswith(prefix):
+            for tenant in page["tenants"]:
+                if tenant.startswith(prefix):
+                    await client.erase(tenant)
+            page = await client.call("GET", f"/tenants?limit=1000&after={prefix}")
+    remove(path)
 
 
 def measured(words: Sequence[str]) -> list[str]:

@@ -110,7 +110,7 @@ def test_editing(run: Run, server: ServerProcess, tmp_path: Path) -> None:
     assert left_over(server) == []
 
 
-def test_integrity_goes_on_after_a_kill(run: Run, tmp_path: Path) -> None:
+def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_path: Path) -> None:
     run(integrity.main, "--updates", "60", "--tenants", "4", "--kill-at", "20")
     told = json.loads((tmp_path / "integrity.json").read_text())
     assert len(told["kills_behind_answers"]) == 1
@@ -118,9 +118,12 @@ def test_integrity_goes_on_after_a_kill(run: Run, tmp_path: Path) -> None:
     assert told["answers"] == told["updates"] == 60
     assert told["tenants"] == [{"updates": 15, "version": 15}] * 4
     assert told["accuracy"] > 0.8
-    longer = run(integrity.main, "--updates", "66", "--tenants", "4", "--erase", "--ask-every", "1")
+    longer = run(integrity.main, "--updates", "66", "--tenants", "4")
     assert longer["updates"] == 66
     assert longer["tenants"] == [{"updates": 17, "version": 17}] * 2 + [{"updates": 16, "version": 16}] * 2
+    assert len(left_over(server)) == 4
+    run(integrity.main, "--updates", "2", "--tenants", "2", "--fresh", "--erase")
+    assert left_over(server) == []
 
 
 def test_other_settings_are_not_mixed(run: Run) -> None:
