@@ -128,8 +128,8 @@ class _Connection(asyncio.Protocol):
             if not exchange.done.done():
                 exchange.done.set_exception(ConnectionError(str(error)))
         if exchange.hang_up and exchange.answer.events >= exchange.hang_up and not exchange.done.done():
+            # the connection is closed with the exchange
             exchange.answer.hung_up = True
-            self.close()
             exchange.done.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:

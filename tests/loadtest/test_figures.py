@@ -27,6 +27,7 @@ def test_nobody_is_owed_more_than_he_asks() -> None:
     shares = fair_shares({"a": 1, "hot": 1000, "b": 4}, 15)
     assert shares == {"a": 1, "b": 4, "hot": 10}
     assert fair_shares({"a": 1, "b": 2}, 100) == {"a": 1, "b": 2}
+    assert fair_shares({"a": 1, "hot": 1000, "big": 100}, 15) == {"a": 1, "big": 7, "hot": 7}
     assert fair_shares({}, 1) == {}
 
 
