@@ -17,5 +17,5 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """The cores this process may use, and the processor."""
-    return f"{len(os.sched_getaffinity(0))} cores, {processor()}"
+    """The cores this process may use, the processor, and what else was asked of them of late."""
+    return f"{len(os.sched_getaffinity(0))} cores, {processor()}, load average {os.getloadavg()[0]:.1f}"
