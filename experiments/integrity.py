@@ -6,13 +6,14 @@
 the version that the server gives it. An update that a kill cut off is sent again with its idempotency key, so that none
 is missing and none comes twice. ``--kill-at n`` shows it: the run kills itself (SIGKILL) behind n answers and goes on.
 ``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command with more updates goes
-on from there; ``--erase`` ends that.
+on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -44,6 +45,7 @@ class Integrity:
 
     async def run(self) -> dict[str, Any]:
         begin, tenants = time.monotonic(), self.given.tenants
+        self._end = begin + 60 * self.given.minutes
         self._replay(self.session.log.lines)
         before = sum(self.turns.values())
         with self.session.progress() as progress:
@@ -82,6 +84,8 @@ class Integrity:
         name, every = self.session.tenant(tenant), self.given.ask_every
         last = self._turns(tenant)
         for turn in range(self.turns[tenant] + 1, last + 1):
+            if time.monotonic() > self._end:
+                return
             fact = fair_fact(generator(self.given.seed, tenant * 100_000_000 + turn))
             await self.client.update(name, fact.statement, short="repeat", key=str(turn))
             if turn % every == 0 or turn == last:
@@ -177,6 +181,7 @@ def options() -> argparse.ArgumentParser:
     made = parser("integrity", __doc__)
     add = made.add_argument
     add("--updates", type=int, default=1_000_000, help="of all memories together")
+    add("--minutes", type=float, default=math.inf, help="stop then, wherever it is")
     add("--tenants", type=int, default=32, help="memories, each updated one after another")
     add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
     add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
@@ -204,7 +209,10 @@ def main() -> int:
         return killed_and_resumed(path, without(sys.argv[1:], "--kill-at"), arguments.kill_at)
     arguments.concurrency = max(arguments.concurrency, arguments.tenants)
     told = conduct(
-        "integrity", arguments, lambda session: Integrity(session).run(), extendable={"updates", "erase"}
+        "integrity",
+        arguments,
+        lambda session: Integrity(session).run(),
+        extendable={"updates", "minutes", "erase"},
     )
     same = all(one["updates"] == one["version"] for one in told["tenants"])
     print_rows(

@@ -122,6 +122,7 @@ def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_pat
     assert longer["updates"] == 66
     assert longer["tenants"] == [{"updates": 17, "version": 17}] * 2 + [{"updates": 16, "version": 16}] * 2
     assert len(left_over(server)) == 4
+    assert run(integrity.main, "--updates", "99", "--tenants", "4", "--minutes", "0")["updates"] == 66
     run(integrity.main, "--updates", "2", "--tenants", "2", "--fresh", "--erase")
     assert left_over(server) == []
 
