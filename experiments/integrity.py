@@ -31,6 +31,7 @@ from experiments.tables import percent, print_rows
 
 WINDOWS = 100
 MOST_WINDOW = 10_000
+YOUNG = 100
 KILLED = b"killed"
 
 
@@ -40,6 +41,7 @@ class Integrity:
     def __init__(self, session: Session) -> None:
         self.session, self.client, self.given = session, session.client, session.arguments
         self.answers: list[bool] = []
+        self.behind: list[int] = []
         self.turns: Counter[int] = Counter()
         self.kills: list[int] = []
 
@@ -55,7 +57,7 @@ class Integrity:
                 for tenant in range(tenants):
                     group.create_task(self._one_after_another(tenant))
         seconds = time.monotonic() - begin
-        figures = summary(self.answers) | {
+        figures = summary(self.answers, self.behind) | {
             "updates": sum(self.turns.values()),
             "kills_behind_answers": self.kills,
             "updates_a_second": (sum(self.turns.values()) - before) / seconds,
@@ -73,7 +75,11 @@ class Integrity:
                 continue
             tenant, turn, right = map(int, line.split())
             self.turns[tenant] = turn
-            self.answers.append(bool(right))
+            self._count(turn, bool(right))
+
+    def _count(self, turn: int, right: bool) -> None:
+        self.answers.append(right)
+        self.behind.append(turn)
 
     def _turns(self, tenant: int) -> int:
         """How many updates this tenant takes in all."""
@@ -93,7 +99,7 @@ class Integrity:
                 given = await self.client.ask(name, item.question, self.given.max_tokens)
                 right = item.right(given, self.client.asked(item.question))
                 self.session.log.write(f"{tenant} {turn} {int(right)}".encode())
-                self.answers.append(right)
+                self._count(turn, right)
             self.turns[tenant] = turn
             self._progress.advance(self._bar)
 
@@ -106,8 +112,12 @@ class Integrity:
         return told
 
 
-def summary(answers: list[bool]) -> dict[str, Any]:
-    """Accuracy by window, in order of the answers; of the first and of the last answers."""
+def summary(answers: list[bool], behind: list[int]) -> dict[str, Any]:
+    """Accuracy by window, in order of the answers; of the first and of the last answers.
+
+    ``behind`` is each answer's update, counted in its memory: a memory's first ones find it still mostly empty.
+    """
+    young = [right for right, turn in zip(answers, behind, strict=True) if turn <= YOUNG]
     size = max(1, len(answers) // WINDOWS)
     ends = min(MOST_WINDOW, max(1, len(answers) // 10))
     windows = [answers[i : i + size] for i in range(0, len(answers) - size + 1, size)]
@@ -118,6 +128,8 @@ def summary(answers: list[bool]) -> dict[str, Any]:
         "ends": ends,
         "first": sum(answers[:ends]) / ends,
         "last": sum(answers[-ends:]) / ends,
+        "young": {"turns": YOUNG, "answers": len(young), "right": sum(young)},
+        "settled": {"answers": len(answers) - len(young), "right": sum(answers) - sum(young)},
         "window": size,
         "windows": [sum(window) / size for window in windows],
     }
@@ -182,7 +194,7 @@ def options() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--updates", type=int, default=1_000_000, help="of all memories together")
     add("--minutes", type=float, default=math.inf, help="stop then, wherever it is")
-    add("--tenants", type=int, default=32, help="memories, each updated one after another")
+    add("--tenants", type=int, default=16, help="memories, each updated one after another")
     add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
     add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
     add("--max-tokens", type=int, default=16)

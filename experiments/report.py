@@ -45,7 +45,7 @@ def with_error(share: float, count: int) -> str:
 
 def origin(told: dict[str, Any]) -> str:
     model = told.get("settings", {}).get("model")
-    served = f"model {model}, " if model else ""
+    served = f"model {model} ({told['settings']['fingerprint'][:8]}), " if model else ""
     return f"    {told['command']}\n\nSeed {told['seed']}, {served}{told['device']}, {told['machine']}, {told['date']}."
 
 
@@ -115,10 +115,17 @@ def integrity(told: dict[str, Any]) -> str:
         ["right", with_error(told["accuracy"], told["answers"])],
         [f"right, first {told['ends']:,}", with_error(told["first"], told["ends"])],
         [f"right, last {told['ends']:,}", with_error(told["last"], told["ends"])],
+        [f"right, among a memory's first {told['young']['turns']} updates", _of(told["young"])],
+        ["right, later", _of(told["settled"])],
         ["killed and resumed behind answer", kills],
         ["updates a second, each with its question", f"{told['updates_a_second']:.0f}"],
     ]
     return table(["", ""], rows)
+
+
+def _of(counts: dict[str, int]) -> str:
+    asked = counts["answers"]
+    return f"{with_error(counts['right'] / asked, asked)} of {asked:,}" if asked else "-"
 
 
 def forgetting(told: dict[str, Any]) -> str:
