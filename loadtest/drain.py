@@ -20,7 +20,7 @@ async def drain(run: Run) -> None:
     """The scenario's own server is left alone; those that are stopped come one after another."""
     times = max(2, round(TIMES * run.scale))
     acknowledged: dict[str, int] = {}
-    lost = cut = streams = updates = wrong_exits = 0
+    lost = cut = streams = updates = unanswered = wrong_exits = 0
     log, store = run.directory / "log", run.directory / "drained"
     options = {"model": "pocket", "resident_bytes": "256MiB", "drain_timeout": 20}
     for number in range(times):
@@ -41,6 +41,7 @@ async def drain(run: Run) -> None:
                         streams += 1
                         cut += answer.cut
                     updates += answer.kind == "update" and answer.good
+                    unanswered += answer.sent > 0 and not answer.status
                 run.result.answers += client.answers
         finally:
             await asyncio.to_thread(server.kill)
@@ -51,7 +52,8 @@ async def drain(run: Run) -> None:
         f"SIGTERM under load, {times} times: acknowledged updates lost, streams cut without a final event",
         "0, 0",
         "",
-        f"{lost}, {cut} (of {updates:,} and {streams:,}; exit code other than 0: {wrong_exits})",
+        f"{lost}, {cut} (of {updates:,} and {streams:,}; sent and not answered: {unanswered}, "
+        f"exit code other than 0: {wrong_exits})",
         lost == cut == wrong_exits == 0,
         log=_tail(log),
     )

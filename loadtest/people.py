@@ -135,7 +135,8 @@ def question(rng: random.Random, habits: Habits, messages: list[dict[str, str]],
     tokens = rng.randint(*habits.tokens)
     body: dict[str, Any] = {"messages": messages, "max_tokens": tokens}
     if habits.fixed_length:
-        body["ignore_eos"] = True
+        # a special token has no text, and only by its id an event of its own
+        body |= {"ignore_eos": True, "return_token_ids": True}
     if habits.temperature is not None:
         body["temperature"] = habits.temperature
     hang_up = 0

@@ -24,5 +24,6 @@ SCENARIOS: dict[str, Scenario] = {
     "many-cold": Scenario(many_cold, options={"warm_bytes": 0}),
     "update-storm": Scenario(update_storm, slots=32),
     "drain": Scenario(drain, planned=frozenset({"worker_unavailable", "connection"}), compared=False),
-    "steady": Scenario(steady),
+    # a warm tier that is full, as it is in the long run
+    "steady": Scenario(steady, options={"warm_bytes": "96MiB"}),
 }

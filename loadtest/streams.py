@@ -15,7 +15,13 @@ from loadtest.run import Run
 async def streams(run: Run) -> None:
     """32 tenants stream at once, against the worker's own loop and against one request at a time, in turns."""
     tenants, tokens = names("s", 32), max(16, round(128 * min(1.0, run.scale * 2)))
-    body = {"prompt": PROMPT, "ignore_eos": True, "temperature": 0.0, "stream": True}
+    body = {
+        "prompt": PROMPT,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "temperature": 0.0,
+        "stream": True,
+    }
 
     async def over_http(at_once: Sequence[str], count: int) -> float:
         began = time.monotonic()
