@@ -6,6 +6,11 @@ The shape on the wire is OpenAI's ``{"error": {"message", "type", "code", "param
 
 from __future__ import annotations
 
+SHUT_DOWN = (
+    "the server shut down while this was waiting or under way; of an update the blocks that are durable stay, and a "
+    "retry with its idempotency key goes on behind them"
+)
+
 
 class ServiceError(Exception):
     """An error with a stable ``code`` that crosses from the worker to the API and from there to the caller.

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
+WORKER_LAST_SECONDS = 5.0
+"""After the time to drain: for blocks that are on their way to the store, and for telling about the rest."""
+
 
 class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Base of all messages; msgspec writes the class name as the tag."""
@@ -205,7 +208,7 @@ class ImportTenant(Message, frozen=True):
 
 
 class Drain(Message, frozen=True):
-    """Take nothing new, finish what runs within ``seconds``, then exit 0."""
+    """Take nothing new, finish what runs within ``seconds``, fail the rest, then exit 0."""
 
     seconds: float
 

@@ -7,7 +7,6 @@ import ipaddress
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 
 import structlog
@@ -16,8 +15,10 @@ from app.api import logs
 from app.api.spool import Spool
 from app.api.supervisor import WORKER, Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient
+from app.errors import SHUT_DOWN
 from app.keys.file import BadKeysFile
 from app.keys.watch import WatchedRing
+from app.messages import WORKER_LAST_SECONDS
 from app.settings import Settings
 
 log = structlog.get_logger("api")
@@ -67,6 +68,16 @@ def _is_loopback(listener: socket.socket) -> bool:
 async def _serve(
     settings: Settings, listener: socket.socket, keys: WatchedRing | None, command: Sequence[str]
 ) -> int:
+    # from the first moment on: a server that is still loading ends with 0 too
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop_now() -> None:
+        # asked twice: whoever asks does not want to wait
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop_now)
     client = WorkerClient()
     supervisor = Supervisor(settings, client, command=command)
     spool = Spool(settings.spool_dir, settings.max_transfers)
@@ -78,24 +89,13 @@ async def _serve(
     from app.api.web import web_server
 
     server = web_server(settings, client, spool, keys, last_seconds=_LAST_SECONDS)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop_now() -> None:
-        if stop.is_set():
-            # asked twice: whoever asks does not want to wait
-            server.should_exit = server.force_exit = True
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_now)
     web = asyncio.create_task(server.serve(sockets=[listener]))
     asked = asyncio.create_task(stop.wait())
     announce(settings, listener)
     try:
         await asyncio.wait([worker, web, asked], return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
-            await _drain(client, worker, web, settings.drain_timeout)
+            await _drain(client, worker, web, hurry, settings.drain_timeout)
         server.should_exit = True
         await web
         return _exit_code(worker)
@@ -107,17 +107,29 @@ async def _serve(
 
 
 async def _drain(
-    client: WorkerClient, worker: asyncio.Task[None], web: asyncio.Task[None], seconds: float
+    client: WorkerClient,
+    worker: asyncio.Task[None],
+    web: asyncio.Task[None],
+    hurry: asyncio.Event,
+    seconds: float,
 ) -> None:
-    """New requests get 503 from here on; running ones have ``seconds`` to finish, then the worker ends."""
+    """New requests get 503 from here on; running ones have ``seconds`` to finish, then the worker ends.
+
+    Every request that is still open behind that is told so: no stream ends without an event that says why.
+    """
     log.info("draining", open_requests=client.open_requests, seconds=seconds)
-    until = time.monotonic() + seconds
     client.drain(seconds)
-    if client.model is None:
-        # a worker that is still loading has nothing to finish
-        return
-    left = max(0.0, until - time.monotonic())
-    await asyncio.wait([worker, web], timeout=left + _LAST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    # a worker that is still loading has nothing to finish
+    if client.model is not None:
+        hurried = asyncio.create_task(hurry.wait())
+        # the worker itself ends what is left after ``seconds``; this is for one that does not
+        await asyncio.wait(
+            [worker, web, hurried],
+            timeout=seconds + WORKER_LAST_SECONDS + _LAST_SECONDS,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        hurried.cancel()
+    client.end(SHUT_DOWN)
 
 
 def _exit_code(worker: asyncio.Task[None]) -> int:

@@ -28,6 +28,7 @@ WORKER = (sys.executable, "-m", "app.worker")
 STEADY_SECONDS = 60.0
 MOST_QUICK_FAILURES = 5
 _FIRST_BACKOFF = 0.5
+_LAST_WORDS = 0.2
 _LONGEST_BACKOFF = 30.0
 # socket paths may have 107 bytes; "/<n>.sock" comes after
 _LONGEST_DIRECTORY = 90
@@ -139,7 +140,10 @@ class Supervisor:
             await asyncio.wait([listener, exit, deadline], return_when=asyncio.FIRST_COMPLETED)
             if exit.done():
                 # what it sent before it ended is still to be read: answers, or why it could not go on
-                await asyncio.wait([listener], timeout=0.2)
+                heard = None
+                while heard != client.last_heard and not listener.done():
+                    heard = client.last_heard
+                    await asyncio.wait([listener], timeout=_LAST_WORDS)
                 return client.fatal or f"the worker ended with exit code {exit.result()}"
             if listener.done():
                 return f"the worker sent something that cannot be read ({listener.exception()})"

@@ -210,14 +210,18 @@ class WorkerClient:
             self._loading.cancel()
             self._loading = None
         self.metrics.worker_gone()
-        open_streams, self._open = self._open, {}
-        for stream in open_streams.values():
-            stream.put(WorkerUnavailable(reason, retry_after=RETRY_AFTER))
+        self.end(reason)
 
     def drain(self, seconds: float) -> None:
         """Nothing new from here on; the worker finishes what runs, then exits."""
         self.draining = True
         self.send(Drain(seconds))
+
+    def end(self, reason: str) -> None:
+        """Every open request ends in WorkerUnavailable."""
+        open_streams, self._open = self._open, {}
+        for stream in open_streams.values():
+            stream.put(WorkerUnavailable(reason, retry_after=RETRY_AFTER))
 
     def received(self, answers: Sequence[Answer], now: float) -> None:
         """Hands each answer to the request that waits for it; answers to nobody are dropped."""

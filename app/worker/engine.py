@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import takewhile
 
 from app.errors import (
+    SHUT_DOWN,
     DeadlineExceeded,
     InvalidRequest,
     ServiceError,
@@ -76,7 +77,7 @@ class Engine:
         self.backbone, self.arena, self.residency, self.store = backbone, arena, residency, store
         self.max_sequence = max_sequence
         self.outbox: list[Answer] = []
-        self.draining = False
+        self.draining = self.ended = False
         self._submit = submit
         self._rows = Rows(limits.cache_rows + 1)
         self.scheduler = Scheduler(limits)
@@ -155,6 +156,14 @@ class Engine:
     def idle(self) -> bool:
         """Whether nothing waits, runs, or is being written."""
         return self.scheduler.empty and not self._background
+
+    def end(self) -> None:
+        """The time to drain is over: fails what is left. A block that is being written is written, and told of."""
+        self.ended = True
+        self._fail_jobs(
+            self.scheduler.all(),
+            WorkerUnavailable(SHUT_DOWN, retry_after=5.0),
+        )
 
     # ------------------------------------------------------------ requests
 

@@ -14,7 +14,7 @@ import structlog
 import zmq
 
 from app.errors import ServiceError
-from app.messages import Answer, Drain, decode_requests, encode
+from app.messages import WORKER_LAST_SECONDS, Answer, Drain, decode_requests, encode
 from app.worker.engine import Engine
 
 log = structlog.get_logger("worker")
@@ -116,8 +116,13 @@ class Loop:
             if now - beat >= HEARTBEAT_SECONDS:
                 beat = now
                 self.send([engine.stats()])
-            if self._drain_until is not None and (engine.idle or now >= self._drain_until):
+            if self._drain_until is None:
+                continue
+            if engine.idle or now >= self._drain_until + WORKER_LAST_SECONDS:
                 return
+            if now >= self._drain_until and not engine.ended:
+                engine.end()
+                busy = True
 
     def close(self) -> None:
         self._background.close()

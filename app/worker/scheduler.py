@@ -97,6 +97,9 @@ class Scheduler:
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
 
+    def all(self) -> list[Job]:
+        return list(self._jobs.values())
+
     def of(self, tenant: str) -> list[Job]:
         """The tenant's jobs, running ones first."""
         return [*self._running.get(tenant, {}).values(), *self._queues.get(tenant, ())]

@@ -239,10 +239,10 @@ class Updates:
             run.versions.append(run.memory.version)
             run.index += 1
             self._progress(run)
-            if run.doomed is not None:
-                self._failed(run, run.doomed)
-            elif run.index == len(run.contexts):
+            if run.index == len(run.contexts):
                 self._finished(run, None)
+            elif run.doomed is not None:
+                self._failed(run, run.doomed)
             else:
                 self._next(run)
 

@@ -71,7 +71,7 @@ class FakeWorker:
     - ``hold…``: a generation stops after its first token and waits for Cancel, an update before its last block,
       an export before its file is written;
     - ``busy``, ``overloaded``, ``full``: fail with that error; ``full-later``: an update fails after a block;
-    - ``mute``: never answered.
+    - ``mute``: never answered; ``hold-on``: not ended by a Drain either.
     """
 
     memories: dict[str, int] = field(default_factory=dict)
@@ -301,7 +301,7 @@ class FakeWorker:
 
 
 def main() -> int:
-    """As a process. The environment variable FAKE_WORKER chooses a fault at the start: ``fatal`` or ``exit``.
+    """As a process. The environment variable FAKE_WORKER chooses a fault: ``fatal``, ``exit`` or ``loading``.
 
     Tenants called ``crash`` and ``hang`` make it end at once and fall silent. FAKE_WORKER_LOG, a file, gets a line
     for each start and drain.
@@ -332,6 +332,8 @@ def main() -> int:
         return 3
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(endpoint)
+    if fault == "loading":
+        threading.Event().wait()
     if fault == "fatal":
         socket.send(m.encode([m.Fatal("there is no such model")]))
         socket.close(linger=1000)
@@ -361,12 +363,12 @@ def main() -> int:
                 note("drain")
                 draining = True
                 for held in list(worker.held.values()):
-                    if isinstance(held, m.Generate):
+                    if isinstance(held, m.Generate) and held.tenant != "hold-on":
                         answers.append(worker._finished(held, "length", 1))
             answers += worker.handle(request)
         if answers:
             socket.send(m.encode(answers))
-        if draining:
+        if draining and not any(held.tenant == "hold-on" for held in worker.held.values()):
             socket.close(linger=1000)
             return 0
 

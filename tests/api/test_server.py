@@ -22,8 +22,8 @@ from tests.api.test_bad_input import check_error
 from tests.api.test_update import events
 
 SERVE = (
-    "import sys; from app.api.server import run_server; from app.settings import Settings;"
-    "sys.exit(run_server(Settings(), command=(sys.executable, '-m', 'tests.api.fake_worker')))"
+    "import sys; from app.api import server; from app.settings import Settings; server.WORKER_LAST_SECONDS = 0.2;"
+    "sys.exit(server.run_server(Settings(), command=(sys.executable, '-m', 'tests.api.fake_worker')))"
 )
 FAST = {
     "MEMORYLLM_HEARTBEAT_TIMEOUT": "1.5",
@@ -225,3 +225,50 @@ def test_a_network_address_that_is_wanted_without_keys_gets_a_warning(
         assert server.process.wait(20) == 0
         assert server.process.stderr is not None
         assert server.process.stderr.read().count("warning: 0.0.0.0 can be reached from the network") == 1
+
+
+@contextmanager
+def streaming(server: Server, tenant: str) -> Iterator[Iterator[str]]:
+    """The lines of a generation that has begun."""
+    body = {**GENERATE, "tenant": tenant, "stream": True}
+    with server.http.stream("POST", "/generate", json=body) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        yield lines
+
+
+def test_ended_while_the_worker_loads(tmp_path: Path, model_dir: Path) -> None:
+    with serving(tmp_path, model_dir, FAKE_WORKER="loading") as server:
+        until(lambda: bool(server.noted("start")), "a worker")
+        assert not server.ready()
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+        until(lambda: not alive(server.worker()), "the worker's end")
+
+
+def test_asked_to_end_twice_it_ends_at_once_and_says_so(server: Server) -> None:
+    """The worker would go on for ever; the stream gets a last event all the same."""
+    with streaming(server, "hold-on") as lines:
+        server.process.terminate()
+        until(lambda: not server.ready(), "the drain")
+        refused = server.http.post("/generate", json=GENERATE)
+        check_error(refused, 503, "worker_unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.process.poll() is None
+        server.process.terminate()
+        rest = "\n".join(lines)
+    assert "event: error" in rest
+    assert '"worker_unavailable"' in rest
+    assert server.process.wait(20) == 0
+    assert not alive(server.worker())
+
+
+def test_a_worker_that_does_not_end_is_ended(tmp_path: Path, model_dir: Path) -> None:
+    with serving(tmp_path, model_dir, MEMORYLLM_DRAIN_TIMEOUT="0.1") as server:
+        until(server.ready, "readiness")
+        with streaming(server, "hold-on") as lines:
+            server.process.terminate()
+            rest = "\n".join(lines)
+        assert '"worker_unavailable"' in rest
+        assert server.process.wait(20) == 0
+        assert not alive(server.worker())

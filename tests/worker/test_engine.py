@@ -351,6 +351,19 @@ def test_a_passed_deadline_fails_the_request(harness: Harness) -> None:
     assert harness.engine.idle
 
 
+def test_a_deadline_ends_what_runs(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.send(Generate("long", "ada", PROMPT, Sampling(200), deadline=time.time() + 3600))
+    while not harness.tokens("long"):
+        harness.step()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3601)
+    harness.run()
+    assert harness.failure("long").code == "deadline_exceeded"
+    memory = harness.engine.residency.get("ada")
+    assert memory is not None
+    assert (memory.pins, memory.view.readers) == (0, 0)
+
+
 def test_stop_tokens_end_a_generation_unseen(harness: Harness) -> None:
     tokens = harness.generate("ada", PROMPT, 24)
     stop = tokens[5]
@@ -520,6 +533,25 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(harness: Harness) -> 
     assert harness.failure(late).code == "worker_unavailable"
     assert isinstance(harness.final(running), Finished)
     assert isinstance(harness.final(writing), Updated)
+
+
+def test_when_the_time_to_drain_is_over_every_request_is_told(harness: Harness) -> None:
+    """What is being written is written: its last block makes it an update that is done, an earlier one does not."""
+    running = harness.begin_generate("ada", PROMPT, 200)
+    behind = harness.begin_update("ada", text())
+    whole, part = harness.begin_update("bob", text()), harness.begin_update("eve", text(), text())
+    while not harness.inline.waiting or not harness.tokens(running):
+        harness.step()
+    waiting = harness.begin_generate("bob", PROMPT)
+    harness.send(Drain(0.0))
+    harness.engine.end()
+    harness.run()
+    assert {harness.failure(i).code for i in (running, waiting, part)} == {"worker_unavailable"}
+    assert isinstance(harness.final(whole), Updated)
+    assert isinstance(harness.final(behind), Updated | Failed)
+    versions = {name: harness.store.load(name).version for name in ("bob", "eve")}  # type: ignore[union-attr]
+    assert versions == {"bob": 1, "eve": 1}
+    assert harness.engine.idle
 
 
 def test_a_block_that_is_not_finite_is_never_committed(
