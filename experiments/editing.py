@@ -169,7 +169,7 @@ def load(arguments: argparse.Namespace) -> Cases:
 def main() -> int:
     arguments = options().parse_args()
     cases = load(arguments)
-    told = conduct("editing", arguments, lambda session: Editing(session, cases).run())
+    told = conduct("editing", arguments, lambda session: Editing(session, cases).run(), {"cases"})
     rows = told["rows"]
     print_rows(
         f"{told['data']}, {told['cases']} cases",

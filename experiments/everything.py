@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from experiments import report
+
 
 def plan(arguments: argparse.Namespace) -> list[list[str]]:
     """The commands, without the options that all share."""
@@ -88,8 +90,9 @@ def main() -> int:
         ).returncode:
             failed.append(name)
     page = arguments.page or arguments.results / "README.md"
-    words = ["--results", str(arguments.results), "--page", str(page)]
-    subprocess.run([sys.executable, "-m", "experiments.report", *words], check=True)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(report.page(arguments.results, page), "utf-8")
+    print(page)
     if failed:
         print(f"these failed: {', '.join(failed)}", file=sys.stderr)
     return bool(failed)

@@ -85,7 +85,9 @@ def measure(arguments: argparse.Namespace, name: str, model: str) -> dict[str, A
 
 def retained(given: argparse.Namespace, url: str) -> dict[str, Any]:
     given.url = url
-    return conduct("retention", given, lambda session: retention.Retention(session).run())
+    return conduct(
+        "retention", given, lambda session: retention.Retention(session).run(), retention.extendable(given)
+    )
 
 
 def chart(shapes: dict[str, dict[str, Any]]) -> str:

@@ -170,7 +170,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    told = conduct("questions", options().parse_args(), lambda session: Questions(session).run())
+    told = conduct("questions", options().parse_args(), lambda session: Questions(session).run(), {"items"})
     print_rows(
         "one memory an item",
         ["asked for", "right", "of", "share", "chance", "another of them", "I don't know"],

@@ -233,9 +233,14 @@ def options() -> argparse.ArgumentParser:
     return made
 
 
+def extendable(arguments: argparse.Namespace) -> set[str]:
+    """A run may go on with more items, unless what they are judged by depends on their number."""
+    return set() if arguments.shuffle else {"items"}
+
+
 def main() -> int:
     arguments = options().parse_args()
-    told = conduct("retention", arguments, lambda session: Retention(session).run())
+    told = conduct("retention", arguments, lambda session: Retention(session).run(), extendable(arguments))
     print_rows(
         f"{told['rows'][0]['items']} items",
         [

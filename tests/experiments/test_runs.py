@@ -59,6 +59,7 @@ def test_retention(run: Run, server: ServerProcess) -> None:
     assert left_over(server) == []
     # what has been measured is not measured again
     assert run(retention.main, "--items", "8", "--steps", "0", "3")["rows"] == told["rows"]
+    assert run(retention.main, "--items", "9", "--steps", "0", "3")["rows"][0]["items"] == 9
 
 
 def test_shuffled_answers_score_as_chance(run: Run) -> None:
