@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 
 from app.messages import Stats
 
-# close enough together for a quantile between two of them to be within a fifth
+# up to a minute each at most two thirds above the one before, so that a quantile between two of them says something
 SECONDS = (
-    *(step * 10.0**power for power in (-3, -2, -1, 0, 1) for step in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    *(round(step * 10.0**power, 4) for power in range(-3, 2) for step in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
     *(100.0, 300.0, 600.0),
 )
 
@@ -29,6 +29,33 @@ _LABELS = {
     "requests_failed_total": "code",
 }
 _MOST_HISTOGRAMS = 64
+
+_WORDS = {
+    "forgotten_tokens_total": "memory tokens that updates have dropped, in each layer",
+    "generation_tokens_total": "tokens generated",
+    "memories": "memories that are there now, by tier",
+    "memory_bytes": "bytes that they take, by tier",
+    "memory_evictions_total": "memories that left a tier for another's sake",
+    "memory_hits_total": "requests by the tier in which they found their memory",
+    "memory_load_seconds": "seconds until a memory was resident, by the tier it came from",
+    "memory_loads_total": "memories made resident, by the tier they came from",
+    "memory_moved_bytes_total": "bytes into and out of device memory",
+    "num_requests_running": "requests that the worker has begun, updates among them",
+    "num_requests_waiting": "requests in the worker's queue, updates among them",
+    "prompt_tokens_total": "tokens of prompts that were read",
+    "request_decode_time_seconds": "seconds from a generation's first token to its end",
+    "request_prefill_time_seconds": "seconds from a generation's begin in the worker to its first token",
+    "request_queue_time_seconds": "seconds that a request waited in the worker, loading of its memory included",
+    "request_success_total": "generations by what ended them",
+    "requests_failed_total": "requests that the worker answered with an error, by its code",
+    "steps_total": "steps of the worker",
+    "store_commits_total": "blocks made durable",
+    "store_committed_bytes_total": "bytes of them",
+    "store_compactions_total": "snapshots that took the place of blocks",
+    "update_blocks_total": "blocks that updates have published",
+    "update_latency_seconds": "seconds from an update's arrival in the worker until all of it was durable",
+    "update_tokens_total": "tokens of update contexts that were read",
+}
 
 
 class _WorkerNumbers(Collector):
@@ -55,7 +82,7 @@ class _WorkerNumbers(Collector):
 
 
 def _words(name: str) -> str:
-    return f"{name.replace('_', ' ')} (worker)"
+    return _WORDS.get(name) or f"{name.replace('_', ' ')} (worker)"
 
 
 class Metrics:

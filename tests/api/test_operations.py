@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -83,6 +84,13 @@ async def test_metrics(service: Service) -> None:
     assert found["memoryllm_memory_load_seconds_count[('tier', 'warm')]"] == 1
     assert found["memoryllm_inter_token_latency_seconds_count[]"] == 1
     assert SECRET.lower() not in (await service.http.get("/metrics")).text.lower()
+
+
+async def test_buckets_are_round_numbers(service: Service) -> None:
+    text = (await service.http.get("/metrics")).text
+    bounds = {float(b): b for b in re.findall(r'inter_token_latency_seconds_bucket{le="([^"+]+)"', text)}
+    assert len(bounds) > 20
+    assert all(len(shown) <= 6 for shown in bounds.values())
 
 
 async def test_counters_go_on_after_a_restart(service: Service) -> None:

@@ -55,11 +55,13 @@ class Exported:
             histogram.observe(1)
         self.labels: dict[str, set[str]] = {}
         self.families: set[str] = set()
+        self.words: dict[str, str] = {}
         for family in text_string_to_metric_families(metrics.render().decode()):
             # when a counter began, which no panel needs
             if family.name.endswith("_created"):
                 continue
             self.families.add(family.name)
+            self.words[family.name] = family.documentation
             for sample in family.samples:
                 self.labels.setdefault(sample.name, set()).update(sample.labels)
 
@@ -100,6 +102,12 @@ def test_what_is_asked_for_is_exported(expression: str, exported: Exported) -> N
     # a counter's value says nothing, its rate does
     for counter in re.findall(r"memoryllm_\w+_(?:total|bucket)", expression):
         assert re.search(rf"(rate|increase)\({counter}", expression), counter
+
+
+def test_every_metric_says_what_it_is(exported: Exported) -> None:
+    for name, words in exported.words.items():
+        assert words, name
+        assert "(worker)" not in words, f"describe {name} in app/api/metrics.py"
 
 
 def test_every_metric_of_the_server_has_a_panel(exported: Exported) -> None:
