@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ import httpx
 
 BUSY = {429, 503}
 PATIENCE = 600.0
+UNREACHED = 60.0
 KEY_VARIABLE = "MEMORYLLM_API_KEY"
 
 
@@ -52,19 +54,39 @@ class Client:
     ) -> None:
         await self._http.aclose()
 
-    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        made: bool = False,
+        once: bool = False,
+    ) -> dict[str, Any]:
         """Raises httpx.HTTPStatusError with the server's message for any answer but a success.
 
-        A busy server is asked again when it says, for ten minutes at most.
+        A busy server is asked again when it says, for ten minutes at most; one that cannot be reached or hangs up, for
+        a minute, unless ``once``. What is sent must therefore do no harm when it comes twice; with ``made`` an
+        answer that the thing exists already is none after a first try that may have made it.
         """
-        waited = 0.0
+        waited = failed = 0.0
         while True:
-            response = await self._http.request(method, path, json=body)
+            try:
+                response = await self._http.request(method, path, json=body)
+            except httpx.TransportError:
+                if once or failed >= UNREACHED:
+                    raise
+                # a restart takes seconds; a connection that was closed while idle needs only a new one
+                await asyncio.sleep(min(failed, 5.0))
+                failed += max(0.5, min(failed, 5.0))
+                continue
             if response.status_code not in BUSY or waited >= PATIENCE:
                 break
             pause = float(response.headers.get("retry-after", "1"))
             await asyncio.sleep(pause)
             waited += max(pause, 0.1)
+        if made and failed and response.status_code == httpx.codes.CONFLICT:
+            return {}
         if response.is_error:
             raise httpx.HTTPStatusError(response.text, request=response.request, response=response)
         answer: dict[str, Any] = response.json()
@@ -73,8 +95,14 @@ class Client:
     async def update(
         self, tenant: str, text: str, short: str = "refuse", key: str | None = None
     ) -> dict[str, Any]:
-        body = {"tenant": tenant, "text": text, "short": short}
-        return await self.call("POST", "/update", body if key is None else body | {"idempotency_key": key})
+        """``key`` makes a repetition harmless beyond this call; without one it is so within it."""
+        body = {
+            "tenant": tenant,
+            "text": text,
+            "short": short,
+            "idempotency_key": key or secrets.token_hex(8),
+        }
+        return await self.call("POST", "/update", body)
 
     def asked(self, question: str) -> str:
         """The prompt that puts a question, as far as it is ours: without the model's own chat template."""
@@ -98,10 +126,10 @@ class Client:
         return Scores(answer["logprobs"], answer["greedy"], answer["greedy_token_ids"])
 
     async def create(self, tenant: str, seed: int) -> None:
-        await self.call("POST", "/tenants", {"id": tenant, "seed": seed})
+        await self.call("POST", "/tenants", {"id": tenant, "seed": seed}, made=True)
 
     async def fork(self, tenant: str, target: str) -> None:
-        await self.call("POST", f"/tenants/{quote(tenant, safe='')}/fork", {"target": target})
+        await self.call("POST", f"/tenants/{quote(tenant, safe='')}/fork", {"target": target}, made=True)
 
     async def memory(self, tenant: str) -> dict[str, Any]:
         """How many tokens of which version each layer holds."""

@@ -63,7 +63,7 @@ class Session:
 
         The settings named in ``extendable`` may differ.
         """
-        self.server = await self.client.call("GET", "/ready")
+        self.server = await self.client.call("GET", "/ready", once=True)
         given = {k: v for k, v in vars(self.arguments).items() if k not in CONDUCT | extendable}
         shown = {k: v.name if isinstance(v, Path) else v for k, v in given.items()}
         self.settings = shown | {"model": self.server["model"], "fingerprint": self.server["fingerprint"]}

@@ -9,7 +9,6 @@ import pytest
 
 from experiments import cases, wordings
 from experiments.answers import exactly, holds, refuses
-from experiments.client import Client
 from experiments.data import Generated, Item, Shuffled, Squad
 from experiments.editing import harmonic
 from experiments.journal import Journal, Log, OtherSettings
@@ -184,24 +183,3 @@ def test_a_journal_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
 def test_a_command_is_told_without_where_things_are() -> None:
     words = ["--url", "http://x", "--items", "5", "--fresh", "--results=/a", "--squad", "/b/s.json", "K=/b/c"]
     assert measured(words) == ["--items", "5", "--squad", "s.json", "K=c"]
-
-
-def test_a_template_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
-    sent = []
-
-    async def call(self: Client, method: str, path: str, body: object) -> dict[str, str]:
-        sent.append(body)
-        return {"text": " yes "}
-
-    monkeypatch.setattr(Client, "call", call)
-
-    async def ask(template: str | None) -> str:
-        async with Client("http://127.0.0.1:1", 1, template) as client:
-            return await client.ask("t", "Who?", 4, before="Ann.")
-
-    assert asyncio.run(ask("Question: {question} Answer:")) == "yes"
-    assert asyncio.run(ask(None)) == "yes"
-    assert sent[0]["prompt"] == "Ann.\nQuestion: Who? Answer:"  # type: ignore[index]
-    assert sent[1]["messages"] == [{"role": "user", "content": "Ann. Who?"}]  # type: ignore[index]
