@@ -26,7 +26,7 @@ class Answer:
     """One request and what came of it. Times are seconds of the monotonic clock; 0 if it never came so far.
 
     ``due`` is when a person would have sent it. ``status`` is 0 without an answer; ``cut`` says that a stream ended
-    without its final event, ``code`` is the error's. ``queue`` and ``load`` are the worker's own timings.
+    without its final event, ``code`` is the error's. ``queue``, ``load`` and ``first_token`` are the worker's timings.
     """
 
     kind: str
@@ -49,6 +49,7 @@ class Answer:
     blocks: int = 0
     queue: float = 0.0
     load: float = 0.0
+    first_token: float = 0.0
     streamed: bool = False
     cut: bool = False
     hung_up: bool = False
@@ -261,6 +262,7 @@ def _read(answer: Answer, exchange: _Exchange) -> None:
     answer.version = told.get("memory_version", -1)
     answer.blocks = told.get("blocks", 0)
     answer.queue, answer.load = timings.get("queue", 0.0), timings.get("load", 0.0)
+    answer.first_token = timings.get("first_token", 0.0)
 
 
 def _final_event(body: bytes) -> tuple[dict[str, Any], bool]:

@@ -169,11 +169,17 @@ def agreement(metrics: Metrics, answers: Sequence[Answer]) -> list[Agreement]:
     times: list[tuple[str, float, str]] = [
         (
             "mean time to first token",
-            mean([a.first - a.sent for a in streamed]),
+            # who does not stream sees no first token, and is told of it
+            mean([a.first - a.sent if a.streamed else a.first_token for a in reads if a.first]),
             "time_to_first_token_seconds",
         ),
         ("mean time per token", per_token, "inter_token_latency_seconds"),
-        ("mean of a whole generation", mean([a.end - a.sent for a in reads]), "e2e_request_latency_seconds"),
+        # those who hung up never came to an end
+        (
+            "mean of a whole generation",
+            mean([a.end - a.sent for a in reads if not a.hung_up]),
+            "e2e_request_latency_seconds",
+        ),
     ]
     for what, client, name in times:
         server = mean_of(metrics, name)
