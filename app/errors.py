@@ -150,6 +150,12 @@ class WorkerUnavailable(ServiceError):
     status, type, code = 503, "overloaded_error", "worker_unavailable"
 
 
+class RequestCrashed(ServiceError):
+    """The worker ended twice with this request in it; it is not tried again."""
+
+    code = "request_crashed"
+
+
 class TenantElsewhere(ServiceError):
     """Another server on the same store is at work for this tenant."""
 

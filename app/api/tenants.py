@@ -23,6 +23,7 @@ from app.api.answers import (
 from app.api.body import JsonRoute
 from app.api.schemas import MAX_TENANT, TenantBody, check_tenant
 from app.api.services import Services, Use
+from app.api.suspects import SERVER_KEY
 from app.api.worker import Question, new_id
 from app.errors import InvalidRequest
 from app.messages import (
@@ -202,7 +203,9 @@ async def history(
                 time=item.time,
                 tokens=item.tokens,
                 text=item.text,
-                idempotency_key=item.idempotency_key,
+                idempotency_key=None
+                if (item.idempotency_key or "").startswith(SERVER_KEY)
+                else item.idempotency_key,
                 surviving_share=item.surviving_share,
             )
             for item in told.updates

@@ -17,6 +17,7 @@ from app.api.prompts import render
 from app.api.schemas import IdempotencyKey, UpdateBody
 from app.api.services import Use
 from app.api.streaming import COMMENT, EventStream, event, parts
+from app.api.suspects import SERVER_KEY
 from app.api.tokens import INLINE_CHARS, Tokenizer, check_tokens, need
 from app.api.worker import WorkerClient, new_id
 from app.errors import InvalidRequest, TooManyTokens
@@ -46,7 +47,8 @@ async def update(
     tenant = tenant_of(request, body.tenant)
     client = services.workers.of(tenant)
     model = client.require()
-    key = _one_key(body.idempotency_key, idempotency_key)
+    # with a key the update can be sent to another worker if this one ends
+    key = _one_key(body.idempotency_key, idempotency_key) or f"{SERVER_KEY}{new_id()}"
     cut, short = await _contexts(body, model, client.tokenizer, services.settings)
     limits = access_of(request).limits
     message = Update(new_id(), tenant, cut, key, limits.updates_per_day, limits.bytes)
@@ -54,7 +56,7 @@ async def update(
         return EventStream(_events(client, message, short))
     part = await client.ask(message)
     assert isinstance(part, Updated)
-    return _answer(tenant, part, short)
+    return _answer(message, part, short)
 
 
 async def _events(client: WorkerClient, message: Update, short: Short) -> AsyncGenerator[bytes]:
@@ -68,20 +70,21 @@ async def _events(client: WorkerClient, message: Update, short: Short) -> AsyncG
                 }
                 yield event(progress, "progress")
             elif isinstance(part, Updated):
-                yield event(_answer(message.tenant, part, short), "done")
+                yield event(_answer(message, part, short), "done")
             else:
                 yield COMMENT
 
 
-def _answer(tenant: str, part: Updated, short: Short) -> UpdateAnswer:
+def _answer(message: Update, part: Updated, short: Short) -> UpdateAnswer:
+    own = (message.idempotency_key or "").startswith(SERVER_KEY)
     return UpdateAnswer(
-        tenant=tenant,
+        tenant=message.tenant,
         memory_version=part.memory_version,
         blocks=part.blocks,
         tokens=part.tokens,
         surviving_share=part.surviving_share,
         timings=timings(part.timings),
-        replayed=part.replayed,
+        replayed=part.replayed and not own,
         short=short,
     )
 
@@ -91,7 +94,12 @@ def _one_key(in_body: str | None, in_header: str | None) -> str | None:
         raise InvalidRequest(
             "the Idempotency-Key header and idempotency_key in the body differ", param="idempotency_key"
         )
-    return in_body if in_body is not None else in_header
+    key = in_body if in_body is not None else in_header
+    if key is not None and key.startswith(SERVER_KEY):
+        raise InvalidRequest(
+            f"keys that begin with {SERVER_KEY} are the server's own", param="idempotency_key"
+        )
+    return key
 
 
 async def _contexts(

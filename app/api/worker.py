@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -12,6 +14,7 @@ from typing import Self
 import structlog
 
 from app.api.metrics import Metrics
+from app.api.suspects import MOST_CRASHES, Suspects, crashed
 from app.api.tokens import Tokenizer
 from app.errors import ServiceError, WorkerUnavailable, from_code
 from app.messages import (
@@ -51,6 +54,10 @@ from app.messages import (
 log = structlog.get_logger("api")
 
 RETRY_AFTER = 5.0
+# a request that waits for a new worker is given up after this
+RESEND_SECONDS = 30.0
+# a request that was in a worker when it ended is sent again by itself; with no answer and no crash after this, the next
+ALONE_SECONDS = 1.0
 
 Question = (
     Generate
@@ -89,6 +96,8 @@ class Stream:
         self._client = client
         self._parts: asyncio.Queue[Part | ServiceError | ClientGone] = asyncio.Queue()
         self._final = False
+        # whether it is with the worker, at how many ends of one it was, and whether anything came back
+        self.sent, self.crashes, self.answered = False, 0, asyncio.Event()
 
     async def next(self) -> Part:
         """The next answer. Raises the ServiceError the request ends in, or ClientGone."""
@@ -97,7 +106,18 @@ class Stream:
             raise part
         return part
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be sent to another worker without anybody noticing that it was sent before."""
+        if isinstance(self.request, Generate | Score):
+            return not self.answered.is_set()
+        if isinstance(self.request, Update):
+            # its key makes another attempt go on where this one ended
+            return self.request.idempotency_key is not None
+        return isinstance(self.request, GetTenant | ListTenants | GetMemory | GetHistory | GetTexts)
+
     def put(self, part: Part | ServiceError) -> None:
+        self.answered.set()
         self._final = not isinstance(part, Tokens | UpdateProgress)
         self._parts.put_nowait(part)
 
@@ -117,7 +137,7 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.forget(self.request.id)
-        if not self._final and isinstance(self.request, Generate | Score):
+        if self.sent and not self._final and isinstance(self.request, Generate | Score):
             self.cancel()
 
 
@@ -141,6 +161,11 @@ class WorkerClient:
         self._outbox: list[Request] = []
         self._open: dict[str, Stream] = {}
         self._loading: asyncio.Task[None] | None = None
+        self._suspects = Suspects()
+        self._ends = 0
+        # they were in a worker that ended, and wait for the next one
+        self._held: deque[Stream] = deque()
+        self._resending: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ for the endpoints
 
@@ -172,7 +197,9 @@ class WorkerClient:
 
     def submit(self, stream: Stream) -> None:
         self.require()
+        self._suspects.check(stream.request)
         self._open[stream.request.id] = stream
+        stream.sent = True
         self.send(stream.request)
 
     def forget(self, id: str) -> None:
@@ -201,16 +228,61 @@ class WorkerClient:
         self.last_heard = now
 
     def detach(self, reason: str) -> None:
-        """The incarnation is gone: every open request ends in WorkerUnavailable."""
-        self._transport = None
+        """The incarnation is gone. What is safe to repeat waits for the next one; the rest ends in an error."""
+        was_ready, self._transport = self.model is not None, None
         self.model = None
         self.settled.clear()
         self.reason = reason
-        if self._loading is not None:
-            self._loading.cancel()
-            self._loading = None
+        for task in (self._loading, self._resending):
+            if task is not None:
+                task.cancel()
+        self._loading = self._resending = None
         self.metrics.worker_gone()
-        self.end(reason)
+        if self.draining or not was_ready:
+            self.end(reason)
+            return
+        self._ends += 1
+        for stream in [stream for stream in self._open.values() if stream.sent]:
+            error = self._fate(stream, reason)
+            if error is not None:
+                self._fail(stream, error)
+            else:
+                stream.sent = False
+                self._held.append(stream)
+        if self._held:
+            asyncio.get_running_loop().call_later(RESEND_SECONDS, self._give_up, list(self._held), reason)
+
+    def _fate(self, stream: Stream, reason: str) -> ServiceError | None:
+        """What a request ends in that was in the worker when that ended; None if it is to be tried once more."""
+        stream.crashes += 1
+        if not isinstance(stream.request, GetTenant | ListTenants | GetMemory | GetHistory | GetTexts):
+            # looking is done again and again, and would be refused for what others do
+            stream.crashes = max(stream.crashes, self._suspects.blame(stream.request, self._ends))
+        if stream.crashes >= MOST_CRASHES:
+            return crashed()
+        return None if stream.repeatable else _gone(stream, reason)
+
+    def _fail(self, stream: Stream, error: ServiceError) -> None:
+        del self._open[stream.request.id]
+        stream.put(error)
+
+    def _give_up(self, streams: list[Stream], reason: str) -> None:
+        for stream in streams:
+            if self.model is None and not stream.sent and self._open.get(stream.request.id) is stream:
+                self._fail(stream, _gone(stream, reason))
+
+    async def _resend(self) -> None:
+        """One after another: if it is one of them that ends workers, it is to be alone with it."""
+        while self._held:
+            stream = self._held.popleft()
+            if self._open.get(stream.request.id) is not stream:
+                continue
+            stream.answered.clear()
+            stream.sent = True
+            self.send(stream.request)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ALONE_SECONDS):
+                    await stream.answered.wait()
 
     def drain(self, seconds: float) -> None:
         """Nothing new from here on; the worker finishes what runs, then exits."""
@@ -219,9 +291,9 @@ class WorkerClient:
 
     def end(self, reason: str) -> None:
         """Every open request ends in WorkerUnavailable."""
-        open_streams, self._open = self._open, {}
-        for stream in open_streams.values():
-            stream.put(WorkerUnavailable(reason, retry_after=RETRY_AFTER))
+        self._held.clear()
+        for stream in list(self._open.values()):
+            self._fail(stream, _gone(stream, reason))
 
     def received(self, answers: Sequence[Answer], now: float) -> None:
         """Hands each answer to the request that waits for it; answers to nobody are dropped."""
@@ -253,6 +325,13 @@ class WorkerClient:
         self.model = model
         self.reason = ""
         self.settled.set()
+        self._resending = asyncio.get_running_loop().create_task(self._resend())
+
+
+def _gone(stream: Stream, reason: str) -> WorkerUnavailable:
+    if isinstance(stream.request, Update):
+        reason += "; whether the update was taken in is not known here: a retry with the same idempotency key is safe"
+    return WorkerUnavailable(reason, retry_after=RETRY_AFTER)
 
 
 class Workers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import threading
 import time
@@ -303,8 +304,8 @@ class FakeWorker:
 def main() -> int:
     """As a process. The environment variable FAKE_WORKER chooses a fault: ``fatal``, ``exit`` or ``loading``.
 
-    Tenants called ``crash`` and ``hang`` make it end at once and fall silent. FAKE_WORKER_LOG, a file, gets a line
-    for each start and drain.
+    A tenant called ``crash`` makes it end at once, ``hang-once`` makes it stop, in one life only. FAKE_WORKER_LOG, a
+    file, gets a line for each start and drain.
     """
     import zmq
 
@@ -320,6 +321,7 @@ def main() -> int:
 
     threading.Thread(target=exit_with_parent, daemon=True).start()
     log = os.environ.get("FAKE_WORKER_LOG")
+    hung = Path(f"{log}.hung")
 
     def note(line: str) -> None:
         if log:
@@ -357,8 +359,9 @@ def main() -> int:
             tenant = getattr(request, "tenant", None)
             if tenant == "crash":
                 os._exit(9)
-            if tenant == "hang":
-                threading.Event().wait()
+            if tenant == "hang-once" and not hung.exists():
+                hung.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
             if isinstance(request, m.Drain):
                 note("drain")
                 draining = True

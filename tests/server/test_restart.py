@@ -137,7 +137,8 @@ def test_a_dead_worker_is_replaced_and_its_requests_get_503(tmp_path: Path) -> N
                     )
                 )
                 waiting.start()
-                running = b"memoryllm_num_requests_running 2"
+                # one that has no token yet would be sent to the new worker
+                running = b"memoryllm_time_to_first_token_seconds_count 3.0"
                 until(lambda: running in server.http.get("/metrics").content, "both requests running")
                 os.kill(server.worker_pid, signal.SIGKILL)
                 assert any('"code":"worker_unavailable"' in line.replace(" ", "") for line in lines)
