@@ -33,7 +33,7 @@ async def many_cold(run: Run) -> None:
     able = await run.capacity(few, 16, run.seconds(6, 2)) / 24
     crowd = Crowd(tenants, run.rng, habits, exponent=1.0, group="many")
     before = run.result.samples[-1].metrics
-    phase = await run.open("many", run.seconds(90, 5), (crowd, 0.3 * able))
+    phase = await run.open("many", run.seconds(150, 5), (crowd, 0.3 * able))
     await asyncio.sleep(2.5)
     counted = since(before, run.result.samples[-1].metrics)
     answers = [a for a in within(run.client.answers, phase, "many") if a.good]

@@ -157,7 +157,7 @@ def _processor(result: Result) -> str:
 
 def _fairness(result: Result) -> str:
     """Jain's index over what each tenant got of its max-min fair share, in stretches of two seconds or more."""
-    reads = [a for a in result.answers if a.kind == "generate" and a.asked]
+    reads = [a for a in result.answers if a.kind == "generate" and a.asked and not a.hung_up]
     if len({a.tenant for a in reads}) < 2:
         return ""
     began, ended = _span(reads)

@@ -97,7 +97,8 @@ def _groups(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
         for a in members:
             word = "hung up" if a.hung_up else f"{a.status or 'none'} {a.code}".strip()
             statuses[word] = statuses.get(word, 0) + 1
-        first, whole = [1e3 * (a.first - a.due) for a in good], [1e3 * (a.end - a.due) for a in good]
+        first = [1e3 * (a.first - a.due) for a in good if a.kind == "generate"]
+        whole = [1e3 * (a.end - a.due) for a in good]
         token = [1e3 * a.per_token for a in good if a.per_token]
         told[name] = {
             "requests": len(members),
@@ -130,7 +131,8 @@ def _jain(answers: Sequence[Answer]) -> float:
     asked: dict[str, float] = {}
     got: dict[str, float] = {}
     for a in answers:
-        if a.kind == "generate" and a.group not in ("setup", "capacity"):
+        # who hangs up has had what he wanted
+        if a.kind == "generate" and not a.hung_up and a.group not in ("setup", "capacity"):
             asked[a.tenant] = asked.get(a.tenant, 0.0) + a.asked
             got[a.tenant] = got.get(a.tenant, 0.0) + (a.tokens if a.good else 0)
     return fairness(asked, got) if asked else math.nan
