@@ -36,7 +36,7 @@ def answers() -> list[Answer]:
     """One to the end, one in one piece, one who hung up, one refused."""
     read = dataclasses.replace(READ, tokens=10, events=11)
     whole = dataclasses.replace(read, streamed=False, first=10.32, last=10.32, first_token=0.2)
-    left = dataclasses.replace(read, hung_up=True, end=10.3)
+    left = dataclasses.replace(read, hung_up=True, end=10.2)
     refused = dataclasses.replace(READ, status=429, code="tenant_queue_full", streamed=False, tokens=0)
     return [read, whole, left, refused]
 
