@@ -1,4 +1,4 @@
-"""Model editing (MemoryLLM, section 4.2) through POST /update and POST /score, beside the unedited model.
+"""Model editing (MemoryLLM) through POST /update and POST /score, beside the unedited model.
 
     python -m experiments.editing --generated
     python -m experiments.editing --zsre zsre_mend_eval.json

@@ -1,4 +1,4 @@
-"""What K and N do to forgetting (MemoryLLM, section 4.6): models of several shapes, trained alike, their retention.
+"""What K and N do to forgetting (MemoryLLM): models of several shapes, trained alike, their retention.
 
     python -m experiments.forgetting --num-tokens 8 16 --num-blocks 25 50 --minutes 10
     python -m experiments.forgetting --models K16-N800=app/pocket K16-N400=http://127.0.0.1:8001

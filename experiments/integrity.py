@@ -1,4 +1,4 @@
-"""Integrity (MemoryLLM, section 4.5): update on and on, and ask for the newest context each time.
+"""Integrity (MemoryLLM): update on and on, and ask for the newest context each time.
 
     python -m experiments.integrity --updates 1000000 --kill-at 5000
 

@@ -1,4 +1,4 @@
-"""Knowledge retention (MemoryLLM, section 4.4; M+, section 4.3): tell a context, ask at once and after t others.
+"""Knowledge retention (MemoryLLM, M+): tell a context, ask at once and after t others.
 
     python -m experiments.retention --items 500 --steps 0 1 5 10 20 50
     python -m experiments.retention --warm 100 --name retention-warm
