@@ -8,8 +8,8 @@ from loadtest.measures import READING, USEFUL_SECONDS, first_tokens, goodput, na
 from loadtest.people import Crowd, Habits
 from loadtest.run import Run
 
-# the ladder of rates: how far it goes, by how much, and the share that must come back for another step
-_MOST_RUNGS, _RUNG, _KEPT = 8, 1.2, 0.85
+# the ladder of rates: how far it goes, by how much a rung, and how many rungs without gain end it
+_MOST_RUNGS, _RUNG, _NO_GAIN = 9, 1.2, 2
 
 
 async def overload(run: Run) -> None:
@@ -21,13 +21,11 @@ async def overload(run: Run) -> None:
     settle = seconds / 5
     ladder: dict[float, float] = {}
     rate = 0.7 * able
-    # upwards until more is asked and less of it comes back
-    while len(ladder) < _MOST_RUNGS:
+    above = 0
+    while len(ladder) < _MOST_RUNGS and above < _NO_GAIN:
         phase = await run.open(f"{rate:.1f} requests a second", seconds, (crowd, rate))
         ladder[rate] = goodput(run.client.answers, phase, settle)
-        asked = sum(a.asked for a in within(run.client.answers, phase, "overload")) / phase.seconds
-        if ladder[rate] < _KEPT * asked:
-            break
+        above = above + 1 if ladder[rate] < max(ladder.values()) else 0
         rate *= _RUNG
     rate = max(ladder, key=lambda r: ladder[r])
     best, under, refusals = [], [], []
