@@ -17,8 +17,8 @@ async def overload(run: Run) -> None:
     crowd = Crowd(names("o", 48), run.rng, READING, exponent=0.5, group="overload")
     each = READING.tokens[0]
     able = await run.capacity(crowd, 48, run.seconds(6, 2)) / each
-    seconds = run.seconds(20, 3)
-    settle = seconds / 5
+    seconds = run.seconds(20, 8)
+    settle = seconds / 4
     ladder: dict[float, float] = {}
     rate = 0.7 * able
     above = 0
