@@ -39,7 +39,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Generate(Message, frozen=True):
-    """Generate from ``tokens``. ``deadline`` is Unix time, in seconds."""
+    """Generate from ``tokens``. ``deadline`` is Unix time, in seconds; ``weight`` the tenant's share among others."""
 
     id: str
     tenant: str
@@ -47,6 +47,7 @@ class Generate(Message, frozen=True):
     sampling: Sampling
     deadline: float | None = None
     priority: int = 0
+    weight: int = 1
 
 
 class Context(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,6 +70,7 @@ class Update(Message, frozen=True):
     idempotency_key: str | None = None
     updates_per_day: int = 0
     most_bytes: int = 0
+    weight: int = 1
 
 
 class Score(Message, frozen=True):
@@ -79,6 +81,7 @@ class Score(Message, frozen=True):
     prompt: list[int]
     continuation: list[int]
     deadline: float | None = None
+    weight: int = 1
 
 
 class Cancel(Message, frozen=True):

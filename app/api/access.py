@@ -125,6 +125,11 @@ def access_of(request: Request) -> Access:
     return access
 
 
+def weight_of(request: Request) -> int:
+    """The share of the request's tenant among others: its key's, or 1."""
+    return access_of(request).limits.weight or 1
+
+
 def tenant_of(request: Request, named: str | None, *, param: str = "tenant") -> str:
     """The tenant that a request is about: the one it names, or the one its key is for.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.access import tenant_of
+from app.api.access import tenant_of, weight_of
 from app.api.answers import GenerateAnswer, GenerateChunk, Summary, TokenLogprob, TopToken, Usage, timings
 from app.api.body import JsonRoute
 from app.api.detokenize import Detokenizer, StopStrings
@@ -50,6 +50,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
         sampling(body, model),
         deadline=deadline(body.timeout, services.settings),
         priority=body.priority,
+        weight=weight_of(request),
     )
     output = Output(client.tokenizer, body, services.metrics, request.scope["began"])
     if body.stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app.api.access import tenant_of
+from app.api.access import tenant_of, weight_of
 from app.api.answers import ScoreAnswer
 from app.api.body import JsonRoute
 from app.api.generate import deadline
@@ -25,7 +25,14 @@ async def score(body: ScoreBody, request: Request, services: Use) -> ScoreAnswer
     client = services.workers.of(tenant)
     model = client.require()
     prompt, continuation = await scored_tokens(model, client.tokenizer, body.prompt, body.continuation)
-    message = Score(new_id(), tenant, prompt, continuation, deadline=deadline(None, services.settings))
+    message = Score(
+        new_id(),
+        tenant,
+        prompt,
+        continuation,
+        deadline=deadline(None, services.settings),
+        weight=weight_of(request),
+    )
     with client.open(message) as stream:
         async with watched(request, stream):
             part = await stream.next()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Request, Response
 
 from app.api import contexts
-from app.api.access import access_of, tenant_of
+from app.api.access import access_of, tenant_of, weight_of
 from app.api.answers import UpdateAnswer, timings
 from app.api.body import JsonRoute
 from app.api.prompts import render
@@ -51,7 +51,7 @@ async def update(
     key = _one_key(body.idempotency_key, idempotency_key) or f"{SERVER_KEY}{new_id()}"
     cut, short = await _contexts(body, model, client.tokenizer, services.settings)
     limits = access_of(request).limits
-    message = Update(new_id(), tenant, cut, key, limits.updates_per_day, limits.bytes)
+    message = Update(new_id(), tenant, cut, key, limits.updates_per_day, limits.bytes, weight_of(request))
     if body.stream:
         return EventStream(_events(client, message, short))
     part = await client.ask(message)

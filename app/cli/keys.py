@@ -80,6 +80,10 @@ def create(
         int,
         typer.Option("--concurrent", min=0, max=1_000_000, help="requests at once (0: the server's default)"),
     ] = 0,
+    weight: Annotated[
+        int,
+        typer.Option("--weight", min=0, max=1000, help="share of a busy server, where others have 1 (0: 1)"),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it. This is the only time it is shown: the file keeps its hash."""
@@ -98,7 +102,7 @@ def create(
         raise Refusal(str(error), USAGE, as_json=as_json) from error
     if name and not name.isprintable():
         raise Refusal("--name has printable characters only", USAGE, as_json=as_json)
-    limits = Limits(updates_per_day, _bytes(max_bytes), concurrent)
+    limits = Limits(updates_per_day, _bytes(max_bytes), concurrent, weight)
     with _changing(file) as keys:
         key, entry = make(name=name, tenants=tenants, admin=admin, limits=limits)
         keys.append(entry)
@@ -122,12 +126,13 @@ def list_(file: File, as_json: Json = False) -> None:
                 "id": key.id, "name": key.name, "tenants": list(key.tenants), "admin": key.admin,
                 "created": key.created, "updates_per_day": key.limits.updates_per_day,
                 "bytes": key.limits.bytes, "concurrent": key.limits.concurrent,
+                "weight": key.limits.weight,
             }
             for key in keys
         ]  # fmt: skip
         print_json({"keys": shown})
         return
-    table = Table("id", "for", "name", "made", "updates a day", "bytes", "at once")
+    table = Table("id", "for", "name", "made", "updates a day", "bytes", "at once", "weight")
     for key in keys:
         bound = "admin" if key.admin else ", ".join(map(visible, key.tenants))
         made = time.strftime("%Y-%m-%d", time.gmtime(key.created))
@@ -136,8 +141,8 @@ def list_(file: File, as_json: Json = False) -> None:
     out.print(table)
 
 
-def _astuple(limits: Limits) -> tuple[int, int, int]:
-    return limits.updates_per_day, limits.bytes, limits.concurrent
+def _astuple(limits: Limits) -> tuple[int, int, int, int]:
+    return limits.updates_per_day, limits.bytes, limits.concurrent, limits.weight
 
 
 @app.command()

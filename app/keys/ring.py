@@ -22,11 +22,15 @@ _NOBODY = "0" * 64
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one tenant may use; 0: no limit. ``updates_per_day`` counts contexts, each of which writes a block."""
+    """What one tenant may use; 0: no limit. ``updates_per_day`` counts contexts, each of which writes a block.
+
+    ``weight`` is its share of a busy server beside others of weight 1 (0: as if 1).
+    """
 
     updates_per_day: int = 0
     bytes: int = 0
     concurrent: int = 0
+    weight: int = 0
 
     def over(self, base: Limits) -> Limits:
         """These limits, and ``base``'s where there is none."""
@@ -34,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
             self.updates_per_day or base.updates_per_day,
             self.bytes or base.bytes,
             self.concurrent or base.concurrent,
+            self.weight or base.weight,
         )
 
 

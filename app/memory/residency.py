@@ -45,7 +45,8 @@ class Residency(Source):
     """Loads, evicts and looks up tenants' memories.
 
     ``waiting`` tells whether a tenant has requests that wait; ``settled`` is told of one whose claim or load has ended,
-    for whom nobody may be waiting any more; ``sent`` counts what went to background threads.
+    for whom nobody may be waiting any more; ``brought`` of a tenant whose memory was brought, and the bytes that moved
+    for it; ``sent`` counts what went to background threads.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Residency(Source):
         self.backbone, self.arena = backbone, arena
         self.waiting: Callable[[str], bool] = lambda _: False
         self.settled: Callable[[str], None] = lambda _: None
+        self.brought: Callable[[str, int], None] = lambda tenant, moved: None
         self.failures: dict[str, ServiceError] = {}
         self.traffic = Traffic()
         self.sent = 0
@@ -250,6 +252,7 @@ class Residency(Source):
                 self._resident[tenant] = memory
                 self.arena.touch(memory)
                 self.traffic.loaded(loaded.tier, time.monotonic() - sent, loaded.moved)
+                self.brought(tenant, loaded.moved)
             self.settled(tenant)
 
         def work() -> tuple[ClaimMark | None, Loaded]:

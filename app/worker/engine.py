@@ -82,6 +82,8 @@ class Engine:
         self._rows = Rows(limits.cache_rows + 1)
         self.scheduler = Scheduler(limits)
         residency.waiting, residency.settled = self.scheduler.waiting, self._release
+        pool_bytes = Arena.bytes_per_pool(backbone)
+        residency.brought = lambda tenant, moved: self.scheduler.brought(tenant, moved / pool_bytes)
         self.runner = Runner(backbone, arena, limits.cache_rows + 1, limits.max_running, capture)
         self.numbers = Numbers()
         self.reads = Reads(
@@ -230,6 +232,7 @@ class Engine:
             waiting_tokens=length,
             deadline=None if message.deadline is None else now + message.deadline - time.time(),
             priority=message.priority if isinstance(message, Generate) else 0,
+            weight=message.weight,
         )
         self.scheduler.submit(job)
         self.reads.add(message, job)
@@ -253,6 +256,7 @@ class Engine:
             waiting_tokens=sum(len(c.tokens) for c in message.contexts),
             # what is to be computed is known once the memory is at hand
             held_first=True,
+            weight=message.weight,
         )
         self.scheduler.submit(job)
         self._pending_updates[job.id] = message
@@ -426,6 +430,7 @@ class Engine:
             gauges={
                 "num_requests_running": counts["running"],
                 "num_requests_waiting": counts["waiting"],
+                "fairness_gap_tokens": self.scheduler.fairness_gap,
                 **_by("memories", residency.counts),
                 **_by("memory_bytes", residency.bytes),
             },

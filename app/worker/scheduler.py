@@ -3,19 +3,26 @@
 Every step takes one decode token for each running sequence and fills the rest of the token budget with
 chunks of prompts and update contexts of any tenants. Within a tenant jobs begin in order of arrival, and
 what comes after an update waits until that update is published. Between tenants the least served goes
-first, by virtual token counters (Sheng et al., Fairness in Serving Large Language Models, 2024); a tenant
-whose memory is resident is preferred within a bound, so that a cold one cannot starve.
+first, by ``counters``; a tenant whose memory is resident is preferred within a bound, so that a cold one
+cannot starve.
+
+The fairness bound. While requests of two tenants are passed over, the one served more by ``prices.resident`` starts
+nothing. What it has running by then may still cost it, at most, all cache rows at the dearer of prompt and output
+price, one update and one swap. So it gets no further ahead of the other, in counters, which are divided by weights,
+than the larger of ``resident`` and where it was, and that cost over its weight. Where not all memories find room, one
+that was brought has its turn even so, and while another's is on its way nobody who is ready is kept waiting for it.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.errors import ServerBusy, TenantBusy
+from app.worker.counters import Counters, Prices
 from app.worker.jobs import Chunk, Job, Kind, Phase, Plan
 
 PREFETCH = 4
@@ -32,16 +39,6 @@ class Limits:
     queue_requests: int = 1024
     queue_requests_tenant: int = 128
     queue_tokens: int = 4_000_000
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What a tenant's counter is charged, in prompt tokens. ``resident`` is the bound of the preference."""
-
-    prompt: float = 1.0
-    output: float = 2.0
-    update: float = 1.0
-    resident: float = 512.0
 
 
 class Memories(Protocol):
@@ -70,28 +67,39 @@ class Scheduler:
         self._running: dict[str, dict[str, Job]] = {}
         self._updating: dict[str, Job] = {}
         self._jobs: dict[str, Job] = {}
-        self._served: dict[str, float] = {}
+        # every tenant that has something waiting or running, with the number of its jobs
+        self._active: dict[str, int] = {}
+        self._counters = Counters()
+        self._deadlines: list[tuple[float, int, Job]] = []
+        self._submitted = 0
         self._rows_used = 0
+        self._waiting = 0
         self._waiting_tokens = 0
 
     # ------------------------------------------------------------ coming and going
 
     def submit(self, job: Job) -> None:
         """Puts a job at the end of its tenant's queue. Raises TenantBusy or ServerBusy over the bounds."""
-        own = len(self._queues.get(job.tenant, ())) + len(self._running.get(job.tenant, ()))
+        own = self._active.get(job.tenant, 0)
         if own >= self.limits.queue_requests_tenant:
             raise TenantBusy("this tenant has too many requests waiting", retry_after=1.0)
         if len(self._jobs) >= self.limits.queue_requests:
             raise ServerBusy("too many requests are waiting", retry_after=1.0)
         if self._waiting_tokens + job.waiting_tokens > self.limits.queue_tokens and self._jobs:
             raise ServerBusy("too many tokens are waiting", retry_after=2.0)
-        if not own:
-            # an idle tenant's counter is lifted to the active minimum: idleness earns no credit
-            active = [self._served[t] for t in self._active() if t != job.tenant]
-            floor = min(active, default=max(self._served.values(), default=0.0))
-            self._served[job.tenant] = max(self._served.get(job.tenant, 0.0), floor)
+        if job.tenant not in self._queues:
+            self._counters.enter(job.tenant, job.weight, self._queues)
+        self._active[job.tenant] = own + 1
+        self._submitted += 1
+        if job.deadline is not None:
+            if len(self._deadlines) > 2 * len(self._jobs) + 64:
+                # most of these jobs ended long before their deadlines
+                self._deadlines = [entry for entry in self._deadlines if entry[2].id in self._jobs]
+                heapq.heapify(self._deadlines)
+            heapq.heappush(self._deadlines, (job.deadline, self._submitted, job))
         self._queues.setdefault(job.tenant, deque()).append(job)
         self._jobs[job.id] = job
+        self._waiting += 1
         self._waiting_tokens += job.waiting_tokens
 
     def get(self, job_id: str) -> Job | None:
@@ -110,6 +118,7 @@ class Scheduler:
             return
         if job.phase is Phase.WAITING:
             self._queues[job.tenant].remove(job)
+            self._waiting -= 1
             self._waiting_tokens -= job.waiting_tokens
         else:
             del self._running[job.tenant][job.id]
@@ -119,20 +128,10 @@ class Scheduler:
         for table in (self._queues, self._running):
             if not table.get(job.tenant, True):
                 del table[job.tenant]
-        if job.tenant not in self._queues and job.tenant not in self._running:
-            self._trim(job.tenant)
-
-    def _trim(self, tenant: str) -> None:
-        """Forgets the counter of an idle tenant that is below the active minimum: it would be lifted anyway."""
-        active = [self._served[t] for t in self._active()]
-        if not active or self._served[tenant] <= min(active):
-            if not active:
-                self._served.clear()
-            else:
-                del self._served[tenant]
-
-    def _active(self) -> Iterable[str]:
-        return self._queues.keys() | self._running.keys()
+        self._active[job.tenant] -= 1
+        if not self._active[job.tenant]:
+            del self._active[job.tenant]
+            self._counters.leave(job.tenant, self._active)
 
     def waiting(self, tenant: str) -> bool:
         """Whether any of the tenant's jobs waits."""
@@ -144,16 +143,22 @@ class Scheduler:
 
     @property
     def counts(self) -> dict[str, int]:
-        running = sum(len(jobs) for jobs in self._running.values())
-        return {"running": running, "waiting": len(self._jobs) - running}
+        return {"running": len(self._jobs) - self._waiting, "waiting": self._waiting}
+
+    @property
+    def fairness_gap(self) -> float:
+        """How far apart the counters of tenants are whose requests wait, in prompt tokens."""
+        return self._counters.gap(self._queues)
+
+    def brought(self, tenant: str, pools: float) -> None:
+        """A memory, or ``pools`` of one, has been brought to the device for the tenant."""
+        self._counters.charge(tenant, pools * self.prices.swap)
 
     # ------------------------------------------------------------ the plan
 
     def plan(self, now: float, memories: Memories) -> Plan:
         """The next step. Jobs in ``plan.start`` have been moved to running; the caller carries it out."""
-        plan = Plan(expired=[j for j in self._jobs.values() if j.deadline is not None and j.deadline <= now])
-        for job in plan.expired:
-            self.finish(job)
+        plan = Plan(expired=list(self._expired(now)))
         self._admit(plan, memories)
         budget = self.limits.step_tokens
         prefill: list[Job] = []
@@ -161,11 +166,11 @@ class Scheduler:
             for job in jobs.values():
                 if job.phase is Phase.DECODE:
                     plan.decode.append(job)
-                    self._charge(job, 1, self.prices.output)
+                    self._counters.charge(job.tenant, self.prices.output)
                 elif job.phase is Phase.PREFILL:
                     prefill.append(job)
         budget -= len(plan.decode)
-        prefill.sort(key=lambda job: (self._served[job.tenant], job.arrival))
+        prefill.sort(key=lambda job: (self._counters[job.tenant], job.arrival))
         for job in prefill:
             # an empty step must move something, so that a budget below one context cannot stop an update
             room = budget if not (plan.idle and job.atomic) else max(budget, job.remaining)
@@ -175,65 +180,79 @@ class Scheduler:
             plan.chunks.append(Chunk(job, job.done, count))
             job.done += count
             budget -= count
-            self._charge(job, count, self.prices.prompt if job.reads else self.prices.update)
+            price = self.prices.prompt if job.reads else self.prices.update
+            self._counters.charge(job.tenant, count * price)
         return plan
 
-    def _charge(self, job: Job, tokens: int, price: float) -> None:
-        self._served[job.tenant] += tokens * price
+    def _expired(self, now: float) -> Iterator[Job]:
+        """Takes out the jobs whose deadline has passed, earliest first."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            job = heapq.heappop(self._deadlines)[2]
+            if job.id in self._jobs:
+                self.finish(job)
+                yield job
 
     def wanted(self, memories: Memories) -> list[tuple[str, bool]]:
         """The memories that the next plan would have brought, as ``Plan.wanted``."""
-        heads: list[tuple[float, float, str]] = []
-        for tenant in self._queues:
-            self._push(heads, tenant, memories)
         wanted: list[tuple[str, bool]] = []
-        while heads and len(wanted) < PREFETCH:
-            _, _, tenant = heapq.heappop(heads)
-            job = self._head(tenant)
-            assert job is not None
-            if not _ready(job, memories):
-                wanted.append((tenant, job.reads))
+        for job, ready in self._candidates(memories):
+            if len(wanted) == PREFETCH:
+                break
+            if not ready:
+                wanted.append((job.tenant, job.reads))
         return wanted
 
     def _admit(self, plan: Plan, memories: Memories) -> None:
         """Starts waiting jobs, least served tenant first, and names the memories that must be brought."""
-        running = sum(len(jobs) for jobs in self._running.values())
+        running = len(self._jobs) - self._waiting
         blocked = stuck = float("inf")
         full = False
-        heads: list[tuple[float, float, str]] = []
-        for tenant in self._queues:
-            self._push(heads, tenant, memories)
-        while heads:
-            _, _, tenant = heapq.heappop(heads)
-            job = self._head(tenant)
-            assert job is not None
-            if not _ready(job, memories):
+        for job, ready in self._candidates(memories):
+            tenant = job.tenant
+            full = full or running >= self.limits.max_running
+            if len(plan.wanted) == PREFETCH and (full or running):
+                # who comes now has been served so much more than those who wait for room that nothing of theirs starts
+                break
+            if not ready:
                 if len(plan.wanted) < PREFETCH:
                     plan.wanted.append((tenant, job.reads))
                 # room for a tenant that waits is made by starting nothing for those served much more
-                blocked = min(blocked, self._served[tenant] + self.prices.resident)
+                blocked = min(blocked, self._counters[tenant] + self.prices.resident)
                 if not memories.moving(tenant):
                     stuck = min(stuck, blocked)
                 continue
-            full = full or running >= self.limits.max_running
             # nobody may overtake for cache rows, or a long prompt would wait for ever
             full = full or self._rows_used + job.room > self.limits.cache_rows
             # when nothing runs, only a memory that finds no slot holds others back: they leave theirs, all but those
             # who have not had their turn since they were brought
             bound = blocked if running else stuck
-            if full or (self._served[tenant] > bound and (running or not memories.owed(tenant))):
+            if full or (self._counters[tenant] > bound and (running or not memories.owed(tenant))):
                 continue
             self._start(plan, job)
             running += 1
-            if tenant in self._queues:
-                self._push(heads, tenant, memories)
 
-    def _push(self, heads: list[tuple[float, float, str]], tenant: str, memories: Memories) -> None:
-        """Adds the tenant's next job to the heap of candidates: least served first, residents preferred."""
-        job = self._head(tenant)
-        if job is not None:
-            bonus = self.prices.resident if _ready(job, memories) else 0.0
-            heapq.heappush(heads, (self._served[tenant] - bonus, job.arrival, tenant))
+    def _candidates(self, memories: Memories) -> Iterator[tuple[Job, bool]]:
+        """The next job of each tenant that may begin one, and whether its memory is there; least served first,
+        residents preferred. One that is started meanwhile is followed by its tenant's next."""
+        resident = self.prices.resident
+        # as if all were there: who is looked at and is not comes again at a place further back
+        heads = [
+            (self._counters[tenant] - resident, queue[0].arrival, tenant, False)
+            for tenant, queue in self._queues.items()
+        ]
+        heapq.heapify(heads)
+        while heads:
+            key, arrival, tenant, looked = heapq.heappop(heads)
+            job = self._head(tenant)
+            if job is None:
+                continue
+            ready = not looked and _ready(job, memories)
+            if not ready and not looked:
+                heapq.heappush(heads, (key + resident, arrival, tenant, True))
+                continue
+            yield job, ready
+            if job.phase is not Phase.WAITING and tenant in self._queues:
+                heapq.heappush(heads, (key, self._queues[tenant][0].arrival, tenant, False))
 
     def _head(self, tenant: str) -> Job | None:
         """The tenant's next job in order, if it may begin: nothing starts behind an unfinished update."""
@@ -256,6 +275,8 @@ class Scheduler:
         queue.remove(job)
         if not queue:
             del self._queues[job.tenant]
+            self._counters.begun(job.tenant)
+        self._waiting -= 1
         self._waiting_tokens -= job.waiting_tokens
         self._running.setdefault(job.tenant, {})[job.id] = job
         self._rows_used += job.room
