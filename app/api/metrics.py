@@ -31,6 +31,7 @@ _LABELS = {
 _MOST_HISTOGRAMS = 64
 
 _WORDS = {
+    "fairness_gap_tokens": "how far apart tenants are whose requests wait, in prompt tokens served, by weight",
     "forgotten_tokens_total": "memory tokens that updates have dropped, in each layer",
     "generation_tokens_total": "tokens generated",
     "memories": "memories that are there now, by tier",

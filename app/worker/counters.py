@@ -57,9 +57,8 @@ class Counters:
         self._last = tenant
 
     def charge(self, tenant: str, tokens: float) -> None:
-        """``tokens`` at their price. What comes for a tenant that has left is nobody's."""
-        if tenant in self._served:
-            self._served[tenant] += tokens / self._weights[tenant]
+        """``tokens`` at their price."""
+        self._served[tenant] += tokens / self._weights[tenant]
 
     def leave(self, tenant: str, others: Iterable[str]) -> None:
         """The tenant has nothing left, ``others`` have. A counter that is no higher than all of theirs is forgotten: it

@@ -73,6 +73,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, Job]] = []
         self._submitted = 0
         self._rows_used = 0
+        self._brought: dict[str, float] = {}
         self._waiting = 0
         self._waiting_tokens = 0
 
@@ -131,6 +132,7 @@ class Scheduler:
         self._active[job.tenant] -= 1
         if not self._active[job.tenant]:
             del self._active[job.tenant]
+            self._brought.pop(job.tenant, None)
             self._counters.leave(job.tenant, self._active)
 
     def waiting(self, tenant: str) -> bool:
@@ -151,8 +153,12 @@ class Scheduler:
         return self._counters.gap(self._queues)
 
     def brought(self, tenant: str, pools: float) -> None:
-        """A memory, or ``pools`` of one, has been brought to the device for the tenant."""
-        self._counters.charge(tenant, pools * self.prices.swap)
+        """A memory, or ``pools`` of one, has been brought to the device for the tenant.
+
+        Charged when the request begins that it was brought for, or it would have to wait for others' once more.
+        """
+        if tenant in self._queues:
+            self._brought[tenant] = self._brought.get(tenant, 0.0) + pools * self.prices.swap
 
     # ------------------------------------------------------------ the plan
 
@@ -282,6 +288,7 @@ class Scheduler:
         self._rows_used += job.room
         if job.kind is Kind.UPDATE:
             self._updating[job.tenant] = job
+        self._counters.charge(job.tenant, self._brought.pop(job.tenant, 0.0))
         job.phase = Phase.HELD if job.held_first else Phase.PREFILL
         plan.start.append(job)
 

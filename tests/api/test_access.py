@@ -27,7 +27,7 @@ KEYS = {
     "ada": make(tenants=["ada"]),
     "team": make(tenants=["team/*", "ada"]),
     "admin": make(admin=True),
-    "slow": make(tenants=["hold-1"], limits=Limits(3, 1000, 2)),
+    "slow": make(tenants=["hold-1"], limits=Limits(3, 1000, 2, 5)),
 }
 
 
@@ -230,7 +230,7 @@ async def test_limits_go_along_with_an_update(guarded: Service) -> None:
     task = asyncio.create_task(guarded.post("/update", text, headers=bearer("slow")))
     sent = await guarded.until_seen(m.Update)
     assert isinstance(sent, m.Update)
-    assert (sent.updates_per_day, sent.most_bytes) == (3, 1000)
+    assert (sent.updates_per_day, sent.most_bytes, sent.weight) == (3, 1000, 5)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -239,7 +239,7 @@ async def test_without_keys_the_settings_limits_hold(service: Service) -> None:
     await service.post("/update", {"tenant": "ada", "text": "The quick brown fox jumps over the lazy dog."})
     sent = await service.until_seen(m.Update)
     assert isinstance(sent, m.Update)
-    assert (sent.updates_per_day, sent.most_bytes) == (0, 0)
+    assert (sent.updates_per_day, sent.most_bytes, sent.weight) == (0, 0, 1)
 
 
 async def test_the_document_names_the_scheme(guarded: Service) -> None:

@@ -79,7 +79,7 @@ def test_the_one_tenant_of_a_key() -> None:
 
 
 def test_limits_over_those_of_the_server() -> None:
-    assert Limits(5, 0, 2).over(Limits(9, 8, 7)) == Limits(5, 8, 2)
+    assert Limits(5, 0, 2).over(Limits(9, 8, 7, 6)) == Limits(5, 8, 2, 6)
 
 
 # ---------------------------------------------------------------- the file
