@@ -35,7 +35,6 @@ class Answer:
     due: float
     asked: int = 0
     sent: float = 0.0
-    head: float = 0.0
     first: float = 0.0
     last: float = 0.0
     end: float = 0.0
@@ -187,10 +186,10 @@ class Client:
             _read(answer, exchange)
         return answer
 
-    async def get(self, path: str, method: str = "GET") -> tuple[int, bytes]:
+    async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body; status 0 if nothing came."""
         answer = Answer(path, "", "", time.monotonic())
-        exchange = await self._exchange(method, path, b"", answer, 0, 30.0)
+        exchange = await self._exchange("GET", path, b"", answer, 0, 30.0)
         return answer.status, b"" if exchange is None else bytes(exchange.body)
 
     async def _exchange(

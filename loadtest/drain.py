@@ -9,7 +9,7 @@ from pathlib import Path
 from loadtest.client import Client
 from loadtest.measures import PROMPT
 from loadtest.people import fact
-from loadtest.run import Run
+from loadtest.run import MODEL, Run
 from loadtest.server import Server
 
 TIMES = 100
@@ -22,7 +22,7 @@ async def drain(run: Run) -> None:
     acknowledged: dict[str, int] = {}
     lost = cut = streams = updates = unanswered = wrong_exits = 0
     log, store = run.directory / "log", run.directory / "drained"
-    options = {"model": "pocket", "resident_bytes": "256MiB", "drain_timeout": 20}
+    options = {"model": MODEL, "resident_bytes": "256MiB", "drain_timeout": 20}
     for number in range(times):
         run.progress(f"{number + 1} of {times}")
         server = await asyncio.to_thread(Server, store, log, **options)
@@ -45,7 +45,7 @@ async def drain(run: Run) -> None:
                 run.result.answers += client.answers
         finally:
             await asyncio.to_thread(server.kill)
-    with Server(store, log, **options) as server:
+    with await asyncio.to_thread(Server, store, log, **options) as server:
         async with Client(server.url) as client:
             lost += await _missing(client, acknowledged)
     run.row(

@@ -43,10 +43,3 @@ def fairness(asked: Mapping[str, float], got: Mapping[str, float]) -> float:
     """Jain's index over what each got of his max-min fair share of all that was given."""
     shares = fair_shares(asked, math.fsum(got.values()))
     return jain([got.get(name, 0.0) / share for name, share in shares.items() if share > 0])
-
-
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the line of least squares through (x, y)."""
-    x, y = mean([p[0] for p in points]), mean([p[1] for p in points])
-    below = math.fsum((p[0] - x) ** 2 for p in points)
-    return math.fsum((p[0] - x) * (p[1] - y) for p in points) / below if below else 0.0

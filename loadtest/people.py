@@ -84,16 +84,12 @@ class Crowd:
         rng, habits = self.rng, self.habits
         acts: list[Act] = []
         if rng.random() < habits.updating:
-            for number in range(rng.randint(1, habits.most_updates)):
-                # a burst: what somebody pastes in comes without thinking time in between
-                acts.append(Act("update", 0.0, {"text": fact(rng)}) if number else first_update(rng))
+            # a burst: what somebody pastes in comes without thinking time in between
+            burst = range(rng.randint(1, habits.most_updates))
+            acts += [Act("update", 0.0, {"text": fact(rng)}) for _ in burst]
         turns = 1 if habits.turns <= 1 else 1 + geometric(rng, habits.turns - 1)
         acts += chat(rng, habits, turns, thinking_first=bool(acts))
         return Session(self.tenant(), acts, self.group)
-
-
-def first_update(rng: random.Random) -> Act:
-    return Act("update", 0.0, {"text": fact(rng)})
 
 
 def geometric(rng: random.Random, mean: float) -> int:

@@ -81,7 +81,6 @@ def _figures(result: Result) -> dict[str, Any]:
         "client_lag": _lag(result),
         "fairness": _jain(result.answers),
         "phases": [{"name": p.name, "seconds": p.seconds} for p in result.phases],
-        "notes": result.notes,
     }
 
 

@@ -60,16 +60,16 @@ class Result:
     agreements: list[Agreement] = field(default_factory=list)
     planned: frozenset[str] = frozenset()
     lag: Lag = field(default_factory=Lag)
-    notes: list[str] = field(default_factory=list)
 
     @property
     def unplanned(self) -> list[Answer]:
-        """5xx that nobody asked for, streams cut short, and requests that were never answered."""
-        return [
+        """5xx that nobody asked for, streams that ended in an error or not at all, and requests never answered."""
+        failed = [
             a
             for a in self.answers
-            if (a.status >= 500 or a.status == 0 or a.cut) and a.code not in self.planned and not a.hung_up
+            if a.status >= 500 or a.status == 0 or a.cut or (a.status == 200 and a.code)
         ]
+        return [a for a in failed if a.code not in self.planned and not a.hung_up]
 
 
 @dataclass

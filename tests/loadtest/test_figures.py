@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from loadtest.figures import fair_shares, fairness, jain, mean, quantile, slope
+from loadtest.figures import fair_shares, fairness, jain, mean, quantile
 
 
 def test_quantiles() -> None:
@@ -35,8 +35,3 @@ def test_fairness() -> None:
     asked = {"light": 10.0, "hot": 1000.0}
     assert fairness(asked, {"light": 10, "hot": 90}) == pytest.approx(1)
     assert fairness(asked, {"hot": 100}) == pytest.approx(1 / 2)
-
-
-def test_slope() -> None:
-    assert slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
-    assert slope([(1, 1)]) == 0
