@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     queue_requests: PositiveInt = Field(1024, description="requests waiting or running, of all tenants")
     queue_requests_tenant: PositiveInt = Field(128, description="the same, of one tenant")
     queue_tokens: PositiveInt = Field(4_000_000, description="tokens waiting, of all tenants")
+    queue_tokens_tenant: PositiveInt = Field(1_000_000, description="the same, of one tenant")
+    queue_bytes: Bytes = Field(256 * 2**20, description="bodies of requests under way, of all tenants")
+    queue_bytes_tenant: Bytes = Field(64 * 2**20, description="the same, of one tenant")
 
     keys_file: Path | None = Field(
         None, description="file of API keys, made with memoryllm keys; without it nobody is asked for one"

@@ -7,11 +7,13 @@ the key's is answered exactly as one that does not exist, and nobody is asked ab
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.admission import place_of
 from app.api.errors import error_response
 from app.errors import Forbidden, InvalidRequest, QuotaExceeded, TenantNotFound, Unauthorized
 from app.keys.ring import Key, Limits
@@ -35,6 +37,7 @@ class Access:
     open: Counter[str]
     base: Limits
     held: str | None = None
+    wait: Callable[[str, int], float] = lambda tenant, most: 1.0
 
     def may(self, tenant: str) -> bool:
         return self.key is None or self.key.may(tenant)
@@ -54,7 +57,9 @@ class Access:
             return
         most = self.limits.concurrent
         if most and self.open[tenant] >= most:
-            raise QuotaExceeded(f"this tenant has {most} requests under way, its limit", retry_after=1.0)
+            raise QuotaExceeded(
+                f"this tenant has {most} requests under way, its limit", retry_after=self.wait(tenant, most)
+            )
         self.open[tenant] += 1
         self.held = tenant
 
@@ -144,6 +149,7 @@ def tenant_of(request: Request, named: str | None, *, param: str = "tenant") -> 
         raise InvalidRequest("a tenant is needed", param=param)
     require(request, tenant)
     request.state.tenant = tenant
+    access.wait = place_of(request).wait
     access.enter(tenant)
     return tenant
 

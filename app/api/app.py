@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.api import errors, generate, memories, operations, rebuild, score, tenants, transfers, update
 from app.api.access import Gate
+from app.api.admission import Admission, Admit
 from app.api.answers import ErrorAnswer
 from app.api.middleware import BodyLimit, Requests
 from app.api.operations import NAME, installed_version
@@ -75,6 +76,7 @@ def create_app(
         return Response(status_code=499)
 
     app.add_exception_handler(ClientGone, client_gone)
+    app.add_middleware(Admit, admission=Admission(settings), require=workers.require)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     # before the body is looked at: a stranger's is not worth reading
     app.add_middleware(Gate, settings=settings, keys=keys)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from app.api.access import tenant_of, weight_of
+from app.api.admission import place_of
 from app.api.answers import GenerateAnswer, GenerateChunk, Summary, TokenLogprob, TopToken, Usage, timings
 from app.api.body import JsonRoute
 from app.api.detokenize import Detokenizer, StopStrings
@@ -40,9 +41,12 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
     tenant = tenant_of(request, body.tenant)
     client = services.workers.of(tenant)
     model = client.require()
+    place = place_of(request)
+    place.enter(tenant)
     if body.stops:
         need(client.tokenizer, "stop")
     tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, body.max_tokens)
+    place.take_tokens(len(tokens), "prompt" if body.messages is None else "messages")
     message = Generate(
         new_id(),
         tenant,
@@ -56,7 +60,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
     if body.stream:
         return EventStream(_events(request, client, message, output, body))
     deltas: list[Delta] = []
-    with client.open(message) as stream:
+    with client.open(message, place) as stream:
         async with watched(request, stream):
             while output.finished is None:
                 deltas.append(output.take(await stream.next(), stream))
@@ -75,7 +79,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
 async def _events(
     request: Request, client: WorkerClient, message: Generate, output: Output, body: GenerateBody
 ) -> AsyncGenerator[bytes]:
-    with client.open(message) as stream:
+    with client.open(message, place_of(request)) as stream:
         async with watched(request, stream):
             async for part in parts(stream):
                 if part is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from app.api.access import tenant_of, weight_of
+from app.api.admission import place_of
 from app.api.answers import ScoreAnswer
 from app.api.body import JsonRoute
 from app.api.generate import deadline
@@ -24,7 +25,10 @@ async def score(body: ScoreBody, request: Request, services: Use) -> ScoreAnswer
     tenant = tenant_of(request, body.tenant)
     client = services.workers.of(tenant)
     model = client.require()
+    place = place_of(request)
+    place.enter(tenant)
     prompt, continuation = await scored_tokens(model, client.tokenizer, body.prompt, body.continuation)
+    place.take_tokens(len(prompt) + len(continuation), "continuation")
     message = Score(
         new_id(),
         tenant,
@@ -33,7 +37,7 @@ async def score(body: ScoreBody, request: Request, services: Use) -> ScoreAnswer
         deadline=deadline(None, services.settings),
         weight=weight_of(request),
     )
-    with client.open(message) as stream:
+    with client.open(message, place) as stream:
         async with watched(request, stream):
             part = await stream.next()
     assert isinstance(part, Scored)

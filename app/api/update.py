@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 
 from app.api import contexts
 from app.api.access import access_of, tenant_of, weight_of
+from app.api.admission import Place, place_of
 from app.api.answers import UpdateAnswer, timings
 from app.api.body import JsonRoute
 from app.api.prompts import render
@@ -49,18 +50,22 @@ async def update(
     model = client.require()
     # with a key the update can be sent to another worker if this one ends
     key = _one_key(body.idempotency_key, idempotency_key) or f"{SERVER_KEY}{new_id()}"
+    place = place_of(request)
+    place.enter(tenant)
     cut, short = await _contexts(body, model, client.tokenizer, services.settings)
+    param = "text" if body.messages is None else "messages"
+    place.take_tokens(sum(len(context.tokens) for context in cut), param)
     limits = access_of(request).limits
     message = Update(new_id(), tenant, cut, key, limits.updates_per_day, limits.bytes, weight_of(request))
     if body.stream:
-        return EventStream(_events(client, message, short))
-    part = await client.ask(message)
+        return EventStream(_events(client, message, short, place))
+    part = await client.ask(message, place)
     assert isinstance(part, Updated)
     return _answer(message, part, short)
 
 
-async def _events(client: WorkerClient, message: Update, short: Short) -> AsyncGenerator[bytes]:
-    with client.open(message) as stream:
+async def _events(client: WorkerClient, message: Update, short: Short, place: Place) -> AsyncGenerator[bytes]:
+    with client.open(message, place) as stream:
         async for part in parts(stream):
             if isinstance(part, UpdateProgress):
                 progress: dict[str, object] = {

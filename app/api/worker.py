@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Self
 
 import structlog
 
+from app.api.admission import Place
 from app.api.metrics import Metrics
 from app.api.suspects import MOST_CRASHES, Suspects, crashed
 from app.api.tokens import Tokenizer
@@ -54,6 +56,7 @@ from app.messages import (
 log = structlog.get_logger("api")
 
 RETRY_AFTER = 5.0
+_LONGEST = 60.0
 # a request that waits for a new worker is given up after this
 RESEND_SECONDS = 30.0
 # a request that was in a worker when it ended is sent again by itself; with no answer and no crash after this, the next
@@ -91,8 +94,8 @@ def new_id() -> str:
 class Stream:
     """The answers to one request, in order. Use as a context manager: leaving it early cancels a generation."""
 
-    def __init__(self, client: WorkerClient, request: Question) -> None:
-        self.request = request
+    def __init__(self, client: WorkerClient, request: Question, place: Place | None = None) -> None:
+        self.request, self._place = request, place
         self._client = client
         self._parts: asyncio.Queue[Part | ServiceError | ClientGone] = asyncio.Queue()
         self._final = False
@@ -117,6 +120,8 @@ class Stream:
         return isinstance(self.request, GetTenant | ListTenants | GetMemory | GetHistory | GetTexts)
 
     def put(self, part: Part | ServiceError) -> None:
+        if self._place is not None and not (self.answered.is_set() and isinstance(part, Tokens)):
+            self._place.heard(part)
         self.answered.set()
         self._final = not isinstance(part, Tokens | UpdateProgress)
         self._parts.put_nowait(part)
@@ -163,6 +168,8 @@ class WorkerClient:
         self._loading: asyncio.Task[None] | None = None
         self._suspects = Suspects()
         self._ends = 0
+        # when the worker was begun, how long the last one took to be ready, and when this one will be (0: not known)
+        self._attached = self._starting = self._ready_at = 0.0
         # they were in a worker that ended, and wait for the next one
         self._held: deque[Stream] = deque()
         self._resending: asyncio.Task[None] | None = None
@@ -176,18 +183,27 @@ class WorkerClient:
     def require(self) -> ModelInfo:
         """The model that is served. Raises WorkerUnavailable while there is none, or while draining."""
         if self.draining:
-            raise WorkerUnavailable("the server is shutting down", retry_after=RETRY_AFTER)
+            raise WorkerUnavailable("the server is shutting down", retry_after=self._retry_after())
         if self.model is None:
-            raise WorkerUnavailable(self.reason, retry_after=RETRY_AFTER)
+            raise WorkerUnavailable(self.reason, retry_after=self._retry_after())
         return self.model
 
-    def open(self, request: Question) -> Stream:
-        """The answers to ``request``, which is sent when the stream is entered."""
-        return Stream(self, request)
+    @property
+    def serves(self) -> bool:
+        return self.model is not None and not self.draining
 
-    async def ask(self, request: Question) -> Part:
+    def _retry_after(self) -> float:
+        """Seconds until a worker is ready, or the next server can have the place of this one, as far as is known."""
+        left = self._ready_at - time.monotonic()
+        return min(max(left, 1.0), _LONGEST) if self._ready_at else RETRY_AFTER
+
+    def open(self, request: Question, place: Place | None = None) -> Stream:
+        """The answers to ``request``, which is sent when the stream is entered. ``place`` hears how it goes."""
+        return Stream(self, request, place)
+
+    async def ask(self, request: Question, place: Place | None = None) -> Part:
         """The one answer to a request that has one. Raises the ServiceError it fails with."""
-        with self.open(request) as stream:
+        with self.open(request, place) as stream:
             part = await stream.next()
             while isinstance(part, Tokens | UpdateProgress):
                 part = await stream.next()
@@ -226,10 +242,14 @@ class WorkerClient:
         self._outbox = []
         self.fatal = None
         self.last_heard = now
+        self._attached = time.monotonic()
+        self._ready_at = self._attached + self._starting if self._starting else 0.0
 
     def detach(self, reason: str) -> None:
         """The incarnation is gone. What is safe to repeat waits for the next one; the rest ends in an error."""
         was_ready, self._transport = self.model is not None, None
+        if not self.draining:
+            self._ready_at = time.monotonic() + self._starting if self._starting else 0.0
         self.model = None
         self.settled.clear()
         self.reason = reason
@@ -287,6 +307,7 @@ class WorkerClient:
     def drain(self, seconds: float) -> None:
         """Nothing new from here on; the worker finishes what runs, then exits."""
         self.draining = True
+        self._ready_at = time.monotonic() + seconds
         self.send(Drain(seconds))
 
     def end(self, reason: str) -> None:
@@ -322,6 +343,7 @@ class WorkerClient:
             self.reason = f"the tokenizer cannot be loaded: {error}"
             self.settled.set()
             return
+        self._starting = time.monotonic() - self._attached
         self.model = model
         self.reason = ""
         self.settled.set()
@@ -339,6 +361,11 @@ class Workers:
 
     def __init__(self, clients: Sequence[WorkerClient]) -> None:
         self.clients = tuple(clients)
+
+    def require(self) -> None:
+        """Raises WorkerUnavailable if none of them serves."""
+        if not any(client.serves for client in self.clients):
+            self.clients[0].require()
 
     def of(self, tenant: str) -> WorkerClient:
         """By rendezvous hash: a worker more or less moves only the tenants that it gains or loses."""

@@ -1,0 +1,204 @@
+"""Who is let in: bounded work under way, of the server and of each tenant. Refusals are made before any work is done.
+
+A request takes a place: bytes while its body comes in, then itself, then its tokens, and gives all of it back when the
+last byte of its answer is out. The worker's scheduler has bounds of its own behind these.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.bounds import Bounds, Clock, Most
+from app.api.errors import error_response
+from app.errors import BodyTooLarge, ServerBusy, ServiceError, TenantBusy, TooManyTokens
+from app.messages import UpdateProgress
+from app.settings import Settings
+
+# bytes of a body for each of its tokens: more than a text has, so that nobody is refused for tokens he does not bring
+_BYTES_PER_TOKEN = 8
+_WORK = frozenset({"/generate", "/update", "/score"})
+
+
+class Admission:
+    """What is under way. Tenants with nothing under way are forgotten."""
+
+    def __init__(self, settings: Settings, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._own = Most(
+            settings.queue_requests_tenant, settings.queue_tokens_tenant, settings.queue_bytes_tenant
+        )
+        self.server = Bounds(
+            Most(settings.queue_requests, settings.queue_tokens, settings.queue_bytes), clock
+        )
+        self.tenants: dict[str, Bounds] = {}
+        self.most_tokens = min(settings.queue_tokens, settings.queue_tokens_tenant)
+        self.most_bytes = min(settings.queue_bytes, settings.queue_bytes_tenant)
+
+    def of(self, tenant: str) -> Bounds:
+        return self.tenants.setdefault(tenant, Bounds(self._own, self._clock))
+
+    def forget(self, tenant: str) -> None:
+        if self.tenants[tenant].unused:
+            del self.tenants[tenant]
+
+    def check_body(self, announced: int) -> None:
+        """Before the body is read. Raises ServerBusy, or BodyTooLarge for what would never fit."""
+        if announced > self.most_bytes:
+            raise self.too_large()
+        self.check_server("requests", 1)
+        self.check_server("bytes", announced)
+
+    def too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than the {self.most_bytes:,} bytes that can be under way")
+
+    def check_server(self, what: str, amount: int) -> None:
+        bound = getattr(self.server, what)
+        if not bound.fits(amount):
+            raise ServerBusy(f"too many {what} are under way", retry_after=bound.wait(amount))
+
+
+class Place:
+    """What one request has taken."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._tenant: str | None = None
+        self._bytes = self._tokens = self._whole = 0
+
+    def take_bytes(self, count: int) -> None:
+        """A piece of the body has come. Raises ServerBusy, BodyTooLarge."""
+        if self._bytes + count > self._admission.most_bytes:
+            raise self._admission.too_large()
+        self._admission.check_server("bytes", count)
+        self._admission.server.bytes.take(count)
+        self._bytes += count
+
+    def enter(self, tenant: str) -> None:
+        """The request is the tenant's, and is about to be worked on. Raises TenantBusy, ServerBusy."""
+        admission = self._admission
+        if self._tenant is not None:
+            return
+        own = admission.of(tenant)
+        try:
+            # by what it has at least: a body that would be refused is not cut into tokens first
+            least = self._bytes // _BYTES_PER_TOKEN
+            if least > admission.most_tokens:
+                # it will be told that it can never fit
+                least = 0
+            for what, amount in (("requests", 1), ("bytes", self._bytes), ("tokens", least)):
+                self._check(own, what, amount)
+        except ServiceError:
+            admission.forget(tenant)
+            raise
+        self._tenant = tenant
+        for bounds in (own, admission.server):
+            bounds.requests.take(1)
+        own.bytes.take(self._bytes)
+
+    def _check(self, own: Bounds, what: str, amount: int) -> None:
+        bound = getattr(own, what)
+        if not bound.fits(amount):
+            raise TenantBusy(f"this tenant has too many {what} under way", retry_after=bound.wait(amount))
+        if what != "bytes":
+            self._admission.check_server(what, amount)
+
+    def take_tokens(self, count: int, param: str) -> None:
+        """The request's tokens, before they are sent. Raises TooManyTokens (for ever), TenantBusy, ServerBusy."""
+        if count > self._admission.most_tokens:
+            raise TooManyTokens(
+                f"{count:,} tokens are more than the {self._admission.most_tokens:,} that can wait here",
+                param=param,
+            )
+        if self._tenant is None:
+            return
+        own = self._admission.tenants[self._tenant]
+        self._check(own, "tokens", count)
+        for bounds in (own, self._admission.server):
+            bounds.tokens.take(count)
+        self._tokens = self._whole = count
+
+    def heard(self, part: object) -> None:
+        """The worker has begun: what it has read waits no longer."""
+        left = 0
+        if isinstance(part, UpdateProgress):
+            left = min(self._tokens, self._whole * (part.total - part.done) // part.total)
+        elif isinstance(part, ServerBusy):
+            part.retry_after = max(part.retry_after or 0.0, self._admission.server.requests.wait())
+        elif isinstance(part, TenantBusy) and self._tenant is not None:
+            part.retry_after = max(part.retry_after or 0.0, self.wait(self._tenant))
+        self._give_tokens(self._tokens - left)
+
+    def _give_tokens(self, count: int) -> None:
+        if count and self._tenant is not None:
+            for bounds in (self._admission.tenants[self._tenant], self._admission.server):
+                bounds.tokens.give(count)
+            self._tokens -= count
+
+    def wait(self, tenant: str, most: int | None = None) -> float:
+        """Seconds until a request more of the tenant fits, of which there may be ``most`` (None: the bound)."""
+        own = self._admission.tenants.get(tenant)
+        return 1.0 if own is None else own.requests.wait(most=most)
+
+    def leave(self) -> None:
+        self._give_tokens(self._tokens)
+        self._admission.server.bytes.give(self._bytes)
+        if self._tenant is not None:
+            own = self._admission.tenants[self._tenant]
+            for bounds in (own, self._admission.server):
+                bounds.requests.give(1)
+            own.bytes.give(self._bytes)
+            self._admission.forget(self._tenant)
+        self._tenant, self._bytes = None, 0
+
+
+class Admit:
+    """ASGI middleware: a place for every request; what cannot be served now is refused before its body is read.
+
+    ``require`` raises if no worker serves.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission, require: Callable[[], object]) -> None:
+        self.app, self._admission, self._require = app, admission, require
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        work = scope["method"] == "POST" and scope["path"] in _WORK
+        if work:
+            try:
+                self._require()
+                self._admission.check_body(_announced(scope))
+            except ServiceError as error:
+                await error_response(error, scope["request_id"])(scope, receive, send)
+                return
+        place = Place(self._admission)
+        scope.setdefault("state", {})["place"] = place
+
+        async def receive_counted() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                place.take_bytes(len(message.get("body", b"")))
+            return message
+
+        try:
+            await self.app(scope, receive_counted if work else receive, send)
+        finally:
+            place.leave()
+
+
+def _announced(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:20])
+    return 0
+
+
+def place_of(request: Request) -> Place:
+    place = request.state.place
+    assert isinstance(place, Place)
+    return place
