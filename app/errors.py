@@ -156,6 +156,12 @@ class RequestCrashed(ServiceError):
     code = "request_crashed"
 
 
+class ClientTooSlow(ServiceError):
+    """The client does not read its stream as fast as it is made; what it has got stands."""
+
+    status, type, code = 408, "timeout_error", "client_too_slow"
+
+
 class TenantElsewhere(ServiceError):
     """Another server on the same store is at work for this tenant."""
 

@@ -96,6 +96,13 @@ class Settings(BaseSettings):
     tenant_bytes: Bytes = Field(0, description="bytes that a tenant may have in the store (0: any)")
     tenant_concurrent: int = Field(0, ge=0, description="requests of a tenant at once (0: any number)")
 
+    stream_backlog: PositiveInt = Field(
+        2048, description="tokens kept for a reader of a stream who is behind; one further behind is cut off"
+    )
+    stream_stall_timeout: PositiveFloat = Field(
+        30.0, description="a reader of a stream who takes nothing for this long is cut off"
+    )
+
     max_body_bytes: Bytes = Field(8 * 2**20, description="largest request body")
     spool_dir: Path | None = Field(
         None, description="where exports and imports are kept on their way (default: the temporary directory)"

@@ -58,7 +58,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
     )
     output = Output(client.tokenizer, body, services.metrics, request.scope["began"])
     if body.stream:
-        return EventStream(_events(request, client, message, output, body))
+        return EventStream(_events(request, client, message, output, body, services.settings.stream_backlog))
     deltas: list[Delta] = []
     with client.open(message, place) as stream:
         async with watched(request, stream):
@@ -77,9 +77,15 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
 
 
 async def _events(
-    request: Request, client: WorkerClient, message: Generate, output: Output, body: GenerateBody
+    request: Request,
+    client: WorkerClient,
+    message: Generate,
+    output: Output,
+    body: GenerateBody,
+    backlog: int,
 ) -> AsyncGenerator[bytes]:
     with client.open(message, place_of(request)) as stream:
+        stream.backlog = backlog
         async with watched(request, stream):
             async for part in parts(stream):
                 if part is None:

@@ -1,4 +1,4 @@
-"""HTTP as uvicorn parses it, with the time at which each request came in."""
+"""HTTP as uvicorn parses it, with the time at which each request came in, and a way to cut its connection."""
 
 from __future__ import annotations
 
@@ -13,3 +13,5 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["began"] = time.perf_counter()  # type: ignore[typeddict-unknown-key]
+        # closing would wait for a client that does not read
+        self.scope["abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from app.api import logs
+from app import logs
 from app.api.spool import Spool
 from app.api.supervisor import WORKER, Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient

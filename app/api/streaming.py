@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+import structlog
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -16,6 +17,8 @@ from app.api.errors import error_body
 from app.api.worker import ClientGone, Part, Stream
 from app.errors import ServiceError
 from app.messages import Tokens, UpdateProgress
+
+log = structlog.get_logger("api")
 
 # proxies close connections that are silent for a minute
 KEEP_ALIVE_SECONDS = 15.0
@@ -55,7 +58,8 @@ class EventStream(Response):
     """Sends ``events``, chunks of an event stream.
 
     A ServiceError before the first chunk is answered as any other error, with its status; later it becomes an
-    ``error`` event. The generator is closed in every case, and with it the contexts it holds open.
+    ``error`` event. The generator is closed in every case, and with it the contexts it holds open. A client that takes
+    nothing for ``stream_stall_timeout`` seconds is cut off.
     """
 
     media_type = "text/event-stream"
@@ -66,19 +70,30 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seconds = scope["app"].state.services.settings.stream_stall_timeout
+
+        async def put(chunk: bytes, more: bool = True) -> None:
+            async with asyncio.timeout(seconds):
+                await send(_body(chunk, more))
+
         async with aclosing(self._events) as events:
             first = await anext(events)
             head: Message = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(head)
-            await send(_body(first))
             try:
-                async for chunk in events:
-                    await send(_body(chunk))
-            except ServiceError as error:
-                await send(_body(event(error_body(error, scope["request_id"]), "error")))
-            except ClientGone:
-                return
-            await send(_body(b"", more=False))
+                await put(first)
+                try:
+                    async for chunk in events:
+                        await put(chunk)
+                except ServiceError as error:
+                    await put(event(error_body(error, scope["request_id"]), "error"))
+                except ClientGone:
+                    return
+                await put(b"", more=False)
+            except TimeoutError:
+                log.info("stream cut off: its client does not read", id=scope["request_id"], seconds=seconds)
+                if "abort" in scope:
+                    scope["abort"]()
 
 
 def _body(chunk: bytes, more: bool = True) -> Message:

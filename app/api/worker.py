@@ -18,7 +18,7 @@ from app.api.admission import Place
 from app.api.metrics import Metrics
 from app.api.suspects import MOST_CRASHES, Suspects, crashed
 from app.api.tokens import Tokenizer
-from app.errors import ServiceError, WorkerUnavailable, from_code
+from app.errors import ClientTooSlow, DeadlineExceeded, ServiceError, WorkerUnavailable, from_code
 from app.messages import (
     Answer,
     Cancel,
@@ -57,6 +57,8 @@ log = structlog.get_logger("api")
 
 RETRY_AFTER = 5.0
 _LONGEST = 60.0
+# after its deadline a request's worker has this long to say so
+LATE_SECONDS = 2.0
 # a request that waits for a new worker is given up after this
 RESEND_SECONDS = 30.0
 # a request that was in a worker when it ended is sent again by itself; with no answer and no crash after this, the next
@@ -99,6 +101,9 @@ class Stream:
         self._client = client
         self._parts: asyncio.Queue[Part | ServiceError | ClientGone] = asyncio.Queue()
         self._final = False
+        # of a stream whose reader may be slow: the answers kept for him (None: any number)
+        self.backlog: int | None = None
+        self._late: asyncio.TimerHandle | None = None
         # whether it is with the worker, at how many ends of one it was, and whether anything came back
         self.sent, self.crashes, self.answered = False, 0, asyncio.Event()
 
@@ -108,6 +113,10 @@ class Stream:
         if isinstance(part, Exception):
             raise part
         return part
+
+    @property
+    def ended(self) -> bool:
+        return self._final
 
     @property
     def repeatable(self) -> bool:
@@ -123,8 +132,25 @@ class Stream:
         if self._place is not None and not (self.answered.is_set() and isinstance(part, Tokens)):
             self._place.heard(part)
         self.answered.set()
+        if self._final:
+            return
+        if self.backlog is not None and isinstance(part, Tokens) and self._parts.qsize() >= self.backlog:
+            self.cancel()
+            part = ClientTooSlow("the stream was not read as fast as it was made")
         self._final = not isinstance(part, Tokens | UpdateProgress)
         self._parts.put_nowait(part)
+
+    def guard(self) -> None:
+        """Ends the request if the worker has not done so by its deadline, as one that hangs does not."""
+        deadline = self.request.deadline if isinstance(self.request, Generate | Score) else None
+        if deadline is not None:
+            seconds = deadline - time.time() + LATE_SECONDS
+            self._late = asyncio.get_running_loop().call_later(seconds, self._is_late)
+
+    def _is_late(self) -> None:
+        if not self._final:
+            self.cancel()
+            self.put(DeadlineExceeded("the request's deadline has passed"))
 
     def client_gone(self) -> None:
         """The HTTP client has gone; whoever waits in ``next`` learns it, after what came before."""
@@ -136,11 +162,14 @@ class Stream:
 
     def __enter__(self) -> Self:
         self._client.submit(self)
+        self.guard()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._late is not None:
+            self._late.cancel()
         self._client.forget(self.request.id)
         if self.sent and not self._final and isinstance(self.request, Generate | Score):
             self.cancel()
@@ -262,7 +291,7 @@ class WorkerClient:
             self.end(reason)
             return
         self._ends += 1
-        for stream in [stream for stream in self._open.values() if stream.sent]:
+        for stream in [stream for stream in self._open.values() if stream.sent and not stream.ended]:
             error = self._fate(stream, reason)
             if error is not None:
                 self._fail(stream, error)

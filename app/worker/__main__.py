@@ -12,6 +12,7 @@ import structlog
 from rich.console import Console
 from rich.progress import Progress
 
+from app import logs
 from app.errors import ServiceError
 from app.messages import Fatal, Ready
 from app.model.checkpoint import CheckpointError
@@ -59,7 +60,7 @@ def main() -> int:
     # a Ctrl-C in the terminal reaches the whole group; the API decides when a worker ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.configure(settings)
     background = Background()
     loop = Loop(endpoint, background)
     try:

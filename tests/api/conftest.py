@@ -16,8 +16,8 @@ import tokenizers
 from fastapi import FastAPI
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from app import logs
 from app import messages as m
-from app.api import logs
 from app.api.app import create_app
 from app.api.tokens import Tokenizer
 from app.api.worker import WorkerClient

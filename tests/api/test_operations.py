@@ -10,7 +10,7 @@ import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api import logs
+from app import logs
 from app.api.middleware import tenant_mark
 from app.messages import Stats
 from app.settings import Settings

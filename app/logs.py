@@ -1,4 +1,4 @@
-"""The log: one line an event on standard error, for people or (``log_json``) for machines."""
+"""The log of both processes: one line an event on standard error, for people or (``log_json``) for machines."""
 
 from __future__ import annotations
 
