@@ -62,10 +62,10 @@ async def overload(run: Run) -> None:
 async def hot_tenant(run: Run) -> None:
     """Two light tenants, alone and beside one that sends a hundred times its fair share, in turns."""
     light = Crowd(names("light", 2), run.rng, Habits(1, 0, (16, 32), 0, 1, 1, 0), exponent=0.0, group="light")
-    greedy = Habits(turns=1, updating=0, hanging_up=0, streaming=1, tokens=(128, 128))
+    greedy = Habits(turns=1, updating=0, hanging_up=0, streaming=1, tokens=(256, 256))
     hot = Crowd(["hot"], run.rng, greedy, group="hot")
     able = await run.capacity(hot, 32, run.seconds(6, 2))
-    rate = 100 * able / 3 / 128
+    rate = 100 * able / 3 / greedy.tokens[0]
     seconds = run.seconds(25, 4)
     alone: list[Answer] = []
     beside: list[Answer] = []

@@ -119,6 +119,7 @@ def test_what_nobody_planned_falls_short(result: Result) -> None:
         {"status": 500, "code": "internal_error"},
         {"status": 0, "code": "timeout"},
         {"cut": True},
+        {"code": "x"},
     ):
         bad = dataclasses.replace(result, answers=[dataclasses.replace(answer, **change)])
         assert not closing_rows([bad])[-1].good, change
