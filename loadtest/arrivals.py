@@ -43,7 +43,7 @@ def poisson(rng: random.Random, rate: float, seconds: float) -> Iterator[float]:
         at += rng.expovariate(rate)
 
 
-async def play(client: Client, session: Session, due: float, lag: Lag, patience: float = 120.0) -> None:
+async def play(client: Client, session: Session, due: float, lag: Lag, patience: float = 180.0) -> None:
     """One person's requests. Who is refused, or gets no answer, leaves."""
     for number, act in enumerate(session.acts):
         due += act.think
@@ -70,7 +70,7 @@ async def open_loop(
     sessions: Iterator[tuple[float, Session]],
     lag: Lag,
     *,
-    patience: float = 60.0,
+    patience: float = 180.0,
 ) -> tuple[float, float]:
     """Plays sessions at their times (seconds from now, in order) and waits for all to end.
 

@@ -173,7 +173,7 @@ class Client:
         due: float | None = None,
         group: str = "",
         hang_up: int = 0,
-        patience: float = 120.0,
+        patience: float = 180.0,
     ) -> Answer:
         """POST /generate or /update. Never raises for what the server does: the answer says it."""
         answer = Answer(kind, tenant, group, time.monotonic() if due is None else due)

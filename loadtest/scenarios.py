@@ -20,7 +20,7 @@ SCENARIOS: dict[str, Scenario] = {
         options=_SHORT_QUEUE,
         planned=frozenset({"server_overloaded", "deadline_exceeded"}),
     ),
-    "hot-tenant": Scenario(hot_tenant),
+    "hot-tenant": Scenario(hot_tenant, options={"queue_requests_tenant": 96}),
     "many-cold": Scenario(many_cold, options={"warm_bytes": 0}),
     "update-storm": Scenario(update_storm, slots=32),
     "drain": Scenario(drain, planned=frozenset({"worker_unavailable", "connection"}), compared=False),
