@@ -20,7 +20,7 @@ from app.settings import Settings
 
 # bytes of a body for each of its tokens: more than a text has, so that nobody is refused for tokens he does not bring
 _BYTES_PER_TOKEN = 8
-_WORK = frozenset({"/generate", "/update", "/score"})
+WORK = frozenset({"/generate", "/update", "/score"})
 
 
 class Admission:
@@ -168,7 +168,7 @@ class Admit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        work = scope["method"] == "POST" and scope["path"] in _WORK
+        work = scope["method"] == "POST" and scope["path"] in WORK
         if work:
             try:
                 self._require()

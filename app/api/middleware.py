@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.admission import WORK
 from app.api.errors import error_response
 from app.api.metrics import Metrics
 from app.errors import BodyTooLarge, ServiceError
@@ -71,7 +72,9 @@ class Requests:
             self._record(scope, id, status or 499, time.perf_counter() - began)
 
     def _record(self, scope: Scope, id: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        # what is refused before it is routed is counted where it wanted to go
+        wanted = scope["path"] if scope["path"] in WORK else "unmatched"
+        route = getattr(scope.get("route"), "path", wanted)
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self.metrics.requests.labels(route, method, str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)

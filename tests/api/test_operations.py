@@ -86,6 +86,21 @@ async def test_metrics(service: Service) -> None:
     assert SECRET.lower() not in (await service.http.get("/metrics")).text.lower()
 
 
+async def test_the_early_refused_are_counted_where_they_wanted_to_go(service: Service) -> None:
+    service.client.drain(5.0)
+    assert (await service.post("/generate", G)).status_code == 503
+    assert (await service.http.post(f"/{SECRET}")).status_code == 404
+    found = await metrics(service)
+    assert (
+        found["memoryllm_http_requests_total[('method', 'POST'), ('route', '/generate'), ('status', '503')]"]
+        == 1
+    )
+    assert (
+        found["memoryllm_http_requests_total[('method', 'POST'), ('route', 'unmatched'), ('status', '404')]"]
+        == 1
+    )
+
+
 async def test_buckets_are_round_numbers(service: Service) -> None:
     text = (await service.http.get("/metrics")).text
     bounds = {float(b): b for b in re.findall(r'inter_token_latency_seconds_bucket{le="([^"+]+)"', text)}
