@@ -30,7 +30,8 @@ class Job:
 
     ``room`` is the cache rows it takes (prompt and completion; 0 for updates). ``arrival`` and ``deadline``
     are seconds of the caller's clock. ``atomic``: all of ``length`` in one step; ``held_first``: begins HELD.
-    ``weight`` is the tenant's share among others.
+    ``weight`` is the tenant's share among others. ``rested``: it had no part in the last step, for the sake of another
+    tenant's first token.
     A job that does not need the memory on the device (``needs_memory`` False) begins without it.
     """
 
@@ -49,6 +50,7 @@ class Job:
     needs_memory: bool = True
     phase: Phase = Phase.WAITING
     done: int = 0
+    rested: bool = False
 
     @property
     def reads(self) -> bool:

@@ -1,7 +1,8 @@
 """The scheduler's policy: which jobs get which tokens of the next step. Pure: no torch, no I/O, no clock.
 
 Every step takes one decode token for each running sequence and fills the rest of the token budget with
-chunks of prompts and update contexts of any tenants. Within a tenant jobs begin in order of arrival, and
+chunks of prompts and update contexts of any tenants; but a tenant that runs more than its share rests for a step while
+another, who does not, waits for a first token. Within a tenant jobs begin in order of arrival, and
 what comes after an update waits until that update is published. Between tenants the least served goes
 first, by ``counters``; a tenant whose memory is resident is preferred within a bound, so that a cold one
 cannot starve.
@@ -168,12 +169,18 @@ class Scheduler:
         self._admit(plan, memories)
         budget = self.limits.step_tokens
         prefill: list[Job] = []
-        for jobs in self._running.values():
+        crowding = self._crowding()
+        for tenant, jobs in self._running.items():
             for job in jobs.values():
+                if job.phase is Phase.HELD:
+                    continue
+                job.rested = tenant in crowding and job.reads and not job.rested
+                if job.rested:
+                    continue
                 if job.phase is Phase.DECODE:
                     plan.decode.append(job)
-                    self._counters.charge(job.tenant, self.prices.output)
-                elif job.phase is Phase.PREFILL:
+                    self._counters.charge(tenant, self.prices.output)
+                else:
                     prefill.append(job)
         budget -= len(plan.decode)
         prefill.sort(key=lambda job: (self._counters[job.tenant], job.arrival))
@@ -189,6 +196,30 @@ class Scheduler:
             price = self.prices.prompt if job.reads else self.prices.update
             self._counters.charge(job.tenant, count * price)
         return plan
+
+    @property
+    def _share(self) -> int:
+        """Running requests of a tenant's if all that have any had as many."""
+        return max(1, self.limits.max_running // max(1, len(self._active)))
+
+    def _crowding(self) -> set[str]:
+        """Tenants whose reads rest for this step: they run more than their share while another, who does not, waits for
+        a first token. Nobody rests twice in a row."""
+        share = self._share
+        first = any(
+            job.phase is Phase.PREFILL and job.reads
+            for jobs in self._running.values()
+            if len(jobs) <= share
+            for job in jobs.values()
+        )
+        return {tenant for tenant, jobs in self._running.items() if len(jobs) > share} if first else set()
+
+    def _room_for(self, tenant: str, running: int) -> bool:
+        """Whether another of the tenant's may run: the last eighth is for those who have less than their share."""
+        most = self.limits.max_running
+        return running < most - most // 8 or len(self._running.get(tenant, ())) < min(
+            self._share, most - most // 4
+        )
 
     def _expired(self, now: float) -> Iterator[Job]:
         """Takes out the jobs whose deadline has passed, earliest first."""
@@ -234,6 +265,8 @@ class Scheduler:
             bound = blocked if running else stuck
             if full or (self._counters[tenant] > bound and (running or not memories.owed(tenant))):
                 continue
+            if not self._room_for(tenant, running):
+                continue
             self._start(plan, job)
             running += 1
 
@@ -242,23 +275,27 @@ class Scheduler:
         residents preferred. One that is started meanwhile is followed by its tenant's next."""
         resident = self.prices.resident
         # as if all were there: who is looked at and is not comes again at a place further back
-        heads = [
-            (self._counters[tenant] - resident, queue[0].arrival, tenant, False)
-            for tenant, queue in self._queues.items()
-        ]
+        heads = [self._place(tenant, -resident) for tenant in self._queues]
         heapq.heapify(heads)
         while heads:
-            key, arrival, tenant, looked = heapq.heappop(heads)
+            _, _, _, tenant, looked = heapq.heappop(heads)
             job = self._head(tenant)
             if job is None:
                 continue
             ready = not looked and _ready(job, memories)
             if not ready and not looked:
-                heapq.heappush(heads, (key + resident, arrival, tenant, True))
+                heapq.heappush(heads, self._place(tenant, 0.0, looked=True))
                 continue
             yield job, ready
             if job.phase is not Phase.WAITING and tenant in self._queues:
-                heapq.heappush(heads, (key, self._queues[tenant][0].arrival, tenant, False))
+                heapq.heappush(heads, self._place(tenant, -resident))
+
+    def _place(
+        self, tenant: str, bonus: float, *, looked: bool = False
+    ) -> tuple[float, int, float, str, bool]:
+        """Among equally served tenants those come first who have fewer running, then whose request came first."""
+        running = len(self._running.get(tenant, ()))
+        return self._counters[tenant] + bonus, running, self._queues[tenant][0].arrival, tenant, looked
 
     def _head(self, tenant: str) -> Job | None:
         """The tenant's next job in order, if it may begin: nothing starts behind an unfinished update."""
