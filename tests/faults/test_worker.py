@@ -13,7 +13,7 @@ from tests.harness import load_backbone
 
 # the scripts that find them are late, and there is no need to wait for them at every test
 LATE = {
-    "a failed commit is made again": 17,
+    "a failed commit is made again": 13,
     "readers of an older version are not awaited": 9,
     "a rollback leaves the warm copy, which is believed": 45,
 }
