@@ -98,7 +98,8 @@ async def test_one_who_has_stopped_reading_is_disconnected(model_dir: Path) -> N
         call = asyncio.create_task(reader())
         await until(lambda: len(reader.got) == 2)
         more(service, 5)
-        await call
+        async with asyncio.timeout(10):
+            await call
         assert reader.aborted
         assert isinstance(await service.until_seen(m.Cancel), m.Cancel)
         assert admission(service).server.unused
