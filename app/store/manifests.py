@@ -202,10 +202,15 @@ class Manifests:
             size = journal.size_for(record.blob.size)
         if size:
             after = _Known(new, new_name(new.version, "journal"), 0, size // 2)
-        try:
-            if after.journal is not None:
+        if after.journal is not None:
+            try:
                 write_synced(self._files, directory / after.journal, bytes(size))
                 self._files.sync_directory(directory)
+            except OSError:
+                # a disk that has no room for a journal may have some for the manifest
+                remove_quietly(self._files, directory / after.journal)
+                after, size = _Known(new), 0
+        try:
             replace_durably(self._files, directory / "manifest", seal(Head(new, after.journal, size)))
         except OSError:
             shown = self._shown(new.tenant)
