@@ -17,6 +17,7 @@ import uvloop
 
 from loadtest import report
 from loadtest.bare import Bare
+from loadtest.rows import table
 from loadtest.run import MODEL, Result, run
 from loadtest.scenarios import SCENARIOS
 
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     rows = report.all_rows(results)
-    print(report.table(rows))
+    print(table(rows))
     print(report.conditions(options.scale))
     print(f"{options.out / 'report.html'}")
     return 0 if all(row.good for row in rows) else 1

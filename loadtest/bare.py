@@ -7,6 +7,7 @@ says how to build the engine. Kept apart from the generator so that torch's thre
 from __future__ import annotations
 
 import json
+import select
 import sys
 import tempfile
 import time
@@ -112,8 +113,9 @@ def _serve() -> None:
                 engine.handle(Generate(f"{number}", f"t{number}", prompt, sampling))
             while finished < asked["tenants"]:
                 background.drain()
-                if not engine.step():
-                    time.sleep(0.0002)
+                if not engine.step() and not engine.outbox:
+                    # nothing can move before a background thread rings, as in the worker's own loop
+                    select.select([background.wake], [], [], 1.0)
                 for answer in engine.outbox:
                     if isinstance(answer, Finished):
                         finished += 1

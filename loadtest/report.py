@@ -16,7 +16,8 @@ from typing import Any
 from loadtest.client import Answer
 from loadtest.figures import fairness, mean, quantile
 from loadtest.plots import plots
-from loadtest.run import Result, Row, closing_rows
+from loadtest.rows import Row
+from loadtest.run import Result, closing_rows
 
 _STYLE = """
 body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1560px; padding: 0 1em; color: #222 }
@@ -30,13 +31,6 @@ td.n { text-align: right; font-variant-numeric: tabular-nums } small { color: #6
 def all_rows(results: Sequence[Result]) -> list[Row]:
     """The rows of all scenarios, then those that hold over all of them."""
     return [row for result in results for row in result.rows] + closing_rows(list(results))
-
-
-def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| what | at least | aim | reached | |", "|---|---|---|---|---|"]
-    lines += [f"| {r.what} | {r.at_least} | {r.aim} | {r.reached} | {'' if r.good else 'NO'} |" for r in rows]
-    return "\n".join(lines)
 
 
 def conditions(scale: float) -> str:

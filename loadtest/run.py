@@ -17,22 +17,11 @@ from loadtest.arrivals import Lag, closed_loop, open_loop, poisson
 from loadtest.bare import Bare
 from loadtest.client import Answer, Client
 from loadtest.people import Crowd, Session
+from loadtest.rows import Row
 from loadtest.scrape import Agreement, Metrics, Sample, Watch, agreement, since
 from loadtest.server import Server, scratch
 
 MODEL = "pocket"
-
-
-@dataclass(frozen=True)
-class Row:
-    """``good`` is whether ``reached`` is at least what is demanded; ``details`` go to the JSON file only."""
-
-    what: str
-    at_least: str
-    aim: str
-    reached: str
-    good: bool
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from app.api.middleware import BodyLimit, Requests
 from app.api.operations import NAME, installed_version
 from app.api.services import Services
 from app.api.spool import Spool
-from app.api.worker import ClientGone, WorkerClient, Workers
+from app.api.stream import ClientGone
+from app.api.worker import WorkerClient, Workers
 from app.keys.watch import WatchedRing
 from app.settings import Settings
 

@@ -17,9 +17,10 @@ from app.api.metrics import Metrics
 from app.api.prompts import prompt_tokens
 from app.api.schemas import GenerateBody
 from app.api.services import Use
+from app.api.stream import Part, Stream
 from app.api.streaming import COMMENT, DONE, EventStream, event, parts, watched
 from app.api.tokens import Tokenizer, need
-from app.api.worker import Part, Stream, WorkerClient, new_id
+from app.api.worker import WorkerClient, new_id
 from app.messages import Finished, Generate, ModelInfo, Sampling, Tokens
 from app.messages import TokenLogprob as WorkerLogprob
 from app.settings import Settings

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import error_body
-from app.api.worker import ClientGone, Part, Stream
+from app.api.stream import ClientGone, Part, Stream
 from app.errors import ServiceError
 from app.messages import Tokens, UpdateProgress
 

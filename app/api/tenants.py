@@ -23,8 +23,9 @@ from app.api.answers import (
 from app.api.body import JsonRoute
 from app.api.schemas import MAX_TENANT, TenantBody, check_tenant
 from app.api.services import Services, Use
+from app.api.stream import Question
 from app.api.suspects import SERVER_KEY
-from app.api.worker import Question, new_id
+from app.api.worker import new_id
 from app.errors import InvalidRequest
 from app.messages import (
     CreateTenant,

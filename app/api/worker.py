@@ -9,46 +9,31 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 import structlog
 
 from app.api.admission import Place
 from app.api.metrics import Metrics
+from app.api.stream import Part, Question, Stream
 from app.api.suspects import MOST_CRASHES, Suspects, crashed
 from app.api.tokens import Tokenizer
-from app.errors import ClientTooSlow, DeadlineExceeded, ServiceError, WorkerUnavailable, from_code
+from app.errors import ServiceError, WorkerUnavailable, from_code
 from app.messages import (
     Answer,
-    Cancel,
-    CreateTenant,
     Drain,
-    EraseTenant,
-    ExportTenant,
     Failed,
     Fatal,
-    Finished,
-    ForkTenant,
-    Generate,
     GetHistory,
     GetMemory,
     GetTenant,
     GetTexts,
-    ImportTenant,
     ListTenants,
     ModelInfo,
     Ready,
-    RebuildTenant,
-    Reply,
     Request,
-    RollbackTenant,
-    Score,
-    Scored,
     Stats,
     Tokens,
     Update,
-    Updated,
     UpdateProgress,
     encode,
 )
@@ -57,122 +42,15 @@ log = structlog.get_logger("api")
 
 RETRY_AFTER = 5.0
 _LONGEST = 60.0
-# after its deadline a request's worker has this long to say so
-LATE_SECONDS = 2.0
 # a request that waits for a new worker is given up after this
 RESEND_SECONDS = 30.0
 # a request that was in a worker when it ended is sent again by itself; with no answer and no crash after this, the next
 ALONE_SECONDS = 1.0
 
-Question = (
-    Generate
-    | Update
-    | Score
-    | CreateTenant
-    | ListTenants
-    | GetTenant
-    | EraseTenant
-    | GetMemory
-    | GetHistory
-    | ForkTenant
-    | RollbackTenant
-    | ExportTenant
-    | ImportTenant
-    | GetTexts
-    | RebuildTenant
-)
-Part = Tokens | Finished | UpdateProgress | Updated | Scored | Reply
-
-
-class ClientGone(Exception):
-    """The HTTP client closed its connection before it was answered."""
-
 
 def new_id() -> str:
     """An id no other request has, for messages to the worker."""
     return uuid.uuid4().hex
-
-
-class Stream:
-    """The answers to one request, in order. Use as a context manager: leaving it early cancels a generation."""
-
-    def __init__(self, client: WorkerClient, request: Question, place: Place | None = None) -> None:
-        self.request, self._place = request, place
-        self._client = client
-        self._parts: asyncio.Queue[Part | ServiceError | ClientGone] = asyncio.Queue()
-        self._final = False
-        # of a stream whose reader may be slow: the answers kept for him (None: any number)
-        self.backlog: int | None = None
-        self._late: asyncio.TimerHandle | None = None
-        # whether it is with the worker, at how many ends of one it was, and whether anything came back
-        self.sent, self.crashes, self.answered = False, 0, asyncio.Event()
-
-    async def next(self) -> Part:
-        """The next answer. Raises the ServiceError the request ends in, or ClientGone."""
-        part = await self._parts.get()
-        if isinstance(part, Exception):
-            raise part
-        return part
-
-    @property
-    def ended(self) -> bool:
-        return self._final
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether it may be sent to another worker without anybody noticing that it was sent before."""
-        if isinstance(self.request, Generate | Score):
-            return not self.answered.is_set()
-        if isinstance(self.request, Update):
-            # its key makes another attempt go on where this one ended
-            return self.request.idempotency_key is not None
-        return isinstance(self.request, GetTenant | ListTenants | GetMemory | GetHistory | GetTexts)
-
-    def put(self, part: Part | ServiceError) -> None:
-        if self._place is not None and not (self.answered.is_set() and isinstance(part, Tokens)):
-            self._place.heard(part)
-        self.answered.set()
-        if self._final:
-            return
-        if self.backlog is not None and isinstance(part, Tokens) and self._parts.qsize() >= self.backlog:
-            self.cancel()
-            part = ClientTooSlow("the stream was not read as fast as it was made")
-        self._final = not isinstance(part, Tokens | UpdateProgress)
-        self._parts.put_nowait(part)
-
-    def guard(self) -> None:
-        """Ends the request if the worker has not done so by its deadline, as one that hangs does not."""
-        deadline = self.request.deadline if isinstance(self.request, Generate | Score) else None
-        if deadline is not None:
-            seconds = deadline - time.time() + LATE_SECONDS
-            self._late = asyncio.get_running_loop().call_later(seconds, self._is_late)
-
-    def _is_late(self) -> None:
-        if not self._final:
-            self.cancel()
-            self.put(DeadlineExceeded("the request's deadline has passed"))
-
-    def client_gone(self) -> None:
-        """The HTTP client has gone; whoever waits in ``next`` learns it, after what came before."""
-        self._parts.put_nowait(ClientGone())
-
-    def cancel(self) -> None:
-        """Ends a generation early; its Finished still comes."""
-        self._client.send(Cancel(self.request.id))
-
-    def __enter__(self) -> Self:
-        self._client.submit(self)
-        self.guard()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._late is not None:
-            self._late.cancel()
-        self._client.forget(self.request.id)
-        if self.sent and not self._final and isinstance(self.request, Generate | Score):
-            self.cancel()
 
 
 class WorkerClient:

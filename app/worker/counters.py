@@ -7,7 +7,8 @@ lifted to the least served of those who wait, so that idleness earns no credit. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -27,11 +28,14 @@ class Prices:
 
 
 class Counters:
-    """One counter a tenant that has something waiting or running."""
+    """One counter a tenant that has something waiting or running, and of those who left while ahead of all others."""
 
     def __init__(self) -> None:
         self._served: dict[str, float] = {}
         self._weights: dict[str, float] = {}
+        # who left while ahead, the least served first, once each; some have come back since
+        self._ahead: list[tuple[float, str]] = []
+        self._left: set[str] = set()
         self._last = ""
         self._last_served = 0.0
 
@@ -41,7 +45,7 @@ class Counters:
     def __len__(self) -> int:
         return len(self._served)
 
-    def enter(self, tenant: str, weight: float, waiting: Iterable[str]) -> None:
+    def enter(self, tenant: str, waiting: Iterable[str]) -> None:
         """A request comes of a tenant of whom none waits; ``waiting`` are the others whose requests wait.
 
         Where nobody waits, the one whose request was the last to wait stands for them.
@@ -50,7 +54,11 @@ class Counters:
         if floor is None:
             floor = self._served.get(self._last, self._last_served)
         self._served[tenant] = max(self._served.get(tenant, 0.0), floor)
-        self._weights[tenant] = weight
+
+    def weigh(self, tenant: str, weight: float | None) -> None:
+        """The weight by which the tenant is charged from now on; None leaves it, or is 1 for one not known yet."""
+        if weight is not None or tenant not in self._weights:
+            self._weights[tenant] = 1.0 if weight is None else weight
 
     def begun(self, tenant: str) -> None:
         """The tenant's last request that waited begins."""
@@ -60,18 +68,34 @@ class Counters:
         """``tokens`` at their price."""
         self._served[tenant] += tokens / self._weights[tenant]
 
-    def leave(self, tenant: str, others: Iterable[str]) -> None:
-        """The tenant has nothing left, ``others`` have. A counter that is no higher than all of theirs is forgotten: it
-        would be lifted anyway."""
-        served = [self._served[other] for other in others]
+    def leave(self, tenant: str, others: Collection[str]) -> None:
+        """The tenant has nothing left, ``others`` have. Counters that are no higher than all of theirs are forgotten:
+        they would be lifted anyway."""
         if tenant == self._last:
             self._last_served = self._served[tenant]
-        if not served:
+        floor = min((self._served[other] for other in others), default=None)
+        if floor is None:
             self._served.clear()
             self._weights.clear()
+            self._ahead.clear()
+            self._left.clear()
             self._last, self._last_served = "", 0.0
-        elif self._served[tenant] <= min(served):
-            del self._served[tenant], self._weights[tenant]
+            return
+        self._note(tenant)
+        while self._ahead and self._ahead[0][0] <= floor:
+            _, left = heapq.heappop(self._ahead)
+            self._left.discard(left)
+            if left in others:
+                continue
+            if self._served[left] <= floor:
+                del self._served[left], self._weights[left]
+            else:
+                self._note(left)
+
+    def _note(self, tenant: str) -> None:
+        if tenant not in self._left:
+            self._left.add(tenant)
+            heapq.heappush(self._ahead, (self._served[tenant], tenant))
 
     def gap(self, tenants: Iterable[str]) -> float:
         """How far apart these tenants' weighted service is, in prompt tokens."""

@@ -30,8 +30,8 @@ class Job:
 
     ``room`` is the cache rows it takes (prompt and completion; 0 for updates). ``arrival`` and ``deadline``
     are seconds of the caller's clock. ``atomic``: all of ``length`` in one step; ``held_first``: begins HELD.
-    ``weight`` is the tenant's share among others. ``rested``: it had no part in the last step, for the sake of another
-    tenant's first token.
+    ``weight`` is the tenant's share among others (None: as before). ``rested``: it had no part in the last step, for
+    the sake of another tenant's first token.
     A job that does not need the memory on the device (``needs_memory`` False) begins without it.
     """
 
@@ -44,7 +44,7 @@ class Job:
     waiting_tokens: int = 0
     deadline: float | None = None
     priority: int = 0
-    weight: float = 1.0
+    weight: float | None = None
     atomic: bool = False
     held_first: bool = False
     needs_memory: bool = True

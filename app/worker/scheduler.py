@@ -90,7 +90,8 @@ class Scheduler:
         if self._waiting_tokens + job.waiting_tokens > self.limits.queue_tokens and self._jobs:
             raise ServerBusy("too many tokens are waiting", retry_after=2.0)
         if job.tenant not in self._queues:
-            self._counters.enter(job.tenant, job.weight, self._queues)
+            self._counters.enter(job.tenant, self._queues)
+        self._counters.weigh(job.tenant, job.weight)
         self._active[job.tenant] = own + 1
         self._submitted += 1
         if job.deadline is not None:
@@ -150,8 +151,8 @@ class Scheduler:
 
     @property
     def fairness_gap(self) -> float:
-        """How far apart the counters of tenants are whose requests wait, in prompt tokens."""
-        return self._counters.gap(self._queues)
+        """How far apart the counters of tenants are whose requests wait for others', in prompt tokens."""
+        return self._counters.gap(tenant for tenant in self._queues if tenant not in self._updating)
 
     def brought(self, tenant: str, pools: float) -> None:
         """A memory, or ``pools`` of one, has been brought to the device for the tenant.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app import messages as m
-from app.api import worker as module
+from app.api import stream as module
 from app.settings import Settings
 from tests.api.conftest import Service, start_service, until
 from tests.api.test_admission import IDS, admission

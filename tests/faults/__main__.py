@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from loadtest.rows import table
 from tests.faults import report
 from tests.faults.parts import PARTS
 
@@ -60,7 +61,7 @@ def main() -> int:
             progress.end()
         report.write(options.out, done)
     rows = [row for name in PARTS for row in done.get(name, ())]
-    print(report.table(rows))
+    print(table(rows))
     return 0 if all(row.good for row in rows) else 1
 
 

@@ -13,6 +13,8 @@ from app.store.records import unseal
 from tests.store.memorydisk import Folder, MemoryDisk
 
 TENANTS = ("ada", "bob", "carol")
+# a lock that was let go may be held for a moment more by whoever looks through all processes' open files
+PATIENCE = 2.0
 
 
 class Memory(NamedTuple):
@@ -99,7 +101,7 @@ def mark(version: int) -> Idempotency:
 
 
 def open_store(disk: MemoryDisk) -> DiskStore:
-    return DiskStore(disk.root, files=disk, patience=0.0)
+    return DiskStore(disk.root, files=disk, patience=PATIENCE)
 
 
 def observe(store: Store) -> Memories:

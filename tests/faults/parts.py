@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from loadtest.rows import Row
 from tests.faults import damage, exploration, figures, full_disk, mutants, redis_mutants, worker_mutants
 from tests.faults.cuts import Cuts, Cutting
 from tests.faults.kills import Bench, Kills
 from tests.faults.ledger import Violation
 from tests.faults.oracle import Oracle
-from tests.faults.report import Row
 from tests.faults.servers import zygote
 from tests.faults.sleepers import LEASE, Sleepers
 from tests.faults.worker import WorkerBench

@@ -1,35 +1,13 @@
-"""A row of the torture table: what was tried, what the bench demands, what was reached."""
+"""What the breaking bench has reached so far, as a file that an interrupted run goes on with."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-
-@dataclass(frozen=True)
-class Row:
-    """``good`` is whether ``reached`` is at least what is demanded; ``details`` go to the JSON file only."""
-
-    what: str
-    at_least: str
-    aim: str
-    reached: str
-    good: bool
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| what | at least | aim | reached | |", "|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row.what} | {row.at_least} | {row.aim} | {row.reached} | {'' if row.good else 'NO'} |"
-        )
-    return "\n".join(lines)
+from loadtest.rows import Row
 
 
 def write(path: Path, parts: dict[str, list[Row]]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadtest.rows import Row, table
 from tests.faults import figures
-from tests.faults.report import Row, read, table, write
+from tests.faults.report import read, write
 
 
 def test_a_tenant_keeps_within_its_bytes(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from app.messages import (
 from app.store import journal
 from app.store.disk import DiskStore
 from tests.faults.ledger import Violation
+from tests.faults.model import PATIENCE
 from tests.faults.oracle import CONTINUATION, MOST_TOKENS, PROMPT, Oracle, Told, tokens_of
 from tests.faults.promises import TENANTS, Order, Promises, Removal
 from tests.harness import Harness
@@ -125,7 +126,7 @@ class _Script:
     def start(self, disk: MemoryDisk) -> None:
         self.disk = disk
         disk.root.mkdir()
-        self.store = DiskStore(disk.root, files=disk, patience=0.0)
+        self.store = DiskStore(disk.root, files=disk, patience=PATIENCE)
         warm = Arena.bytes_per_pool(self.bench.backbone) * 3 // 2
         self.worker = Harness(
             self.bench.backbone,
@@ -371,7 +372,7 @@ class _Script:
         if disk is not self.disk:
             root = self.bench.new_root()
             root.mkdir()
-            store = DiskStore(root, files=MemoryDisk(root, disk.folder), patience=0.0)
+            store = DiskStore(root, files=MemoryDisk(root, disk.folder), patience=PATIENCE)
         try:
             found = {tenant: self._told(store, tenant) for tenant in TENANTS}
             for tenant, told in found.items():

@@ -503,14 +503,20 @@ def test_a_url_that_cannot_be_used_says_why(url: str, said: str) -> None:
         open_store(url)
 
 
-def test_many_names_are_read_beside_the_start_and_none_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def eight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A closed store of eight tenants, more than are read at once."""
     store = DiskStore(tmp_path)
     for number in range(8):
         store.create(manifest(f"tenant {number}"))
     store.close()
     monkeypatch.setattr(app.store.names, "_READ_AT_ONCE", 3)
+    return tmp_path
+
+
+def test_many_names_are_read_beside_the_start_and_none_is_missing(
+    eight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go = threading.Event()
     read = Home.name
 
@@ -519,7 +525,7 @@ def test_many_names_are_read_beside_the_start_and_none_is_missing(
         return read(self, id)
 
     monkeypatch.setattr(Home, "name", slow)
-    store = DiskStore(tmp_path)
+    store = DiskStore(eight)
     # the store is open, and no name has been read
     store.erase("tenant 3")
     store.create(manifest("another"))
@@ -531,13 +537,8 @@ def test_many_names_are_read_beside_the_start_and_none_is_missing(
 
 
 def test_a_store_that_is_closed_while_names_are_read_waits_for_no_more_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    eight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = DiskStore(tmp_path)
-    for number in range(8):
-        store.create(manifest(f"tenant {number}"))
-    store.close()
-    monkeypatch.setattr(app.store.names, "_READ_AT_ONCE", 3)
     read: list[str] = []
     closing = threading.Event()
 
@@ -547,7 +548,7 @@ def test_a_store_that_is_closed_while_names_are_read_waits_for_no_more_of_them(
         return None
 
     monkeypatch.setattr(Home, "name", slow)
-    store = DiskStore(tmp_path)
+    store = DiskStore(eight)
     store._names._closed = True
     closing.set()
     store.close()

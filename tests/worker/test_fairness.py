@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.messages import Context, Generate, Request, Sampling, Score, Update
+from app.messages import Context, Generate, Request, RollbackTenant, Sampling, Score, Update
 from app.worker.counters import Prices
+from app.worker.scheduler import Limits
 from tests.harness import Harness, load_backbone
 from tests.worker.test_memories import PROMPT
 
@@ -21,7 +22,6 @@ def test_a_memory_that_is_brought_is_charged_to_its_tenant() -> None:
     moved = harness.engine.residency.traffic.moved["in"]
     assert moved
     assert counters["ada"] >= Prices().swap / 2
-    assert harness.engine.stats().gauges["fairness_gap_tokens"] == 0.0
     harness.run()
     assert harness.final(request)
 
@@ -39,4 +39,38 @@ def test_the_weight_of_a_request_reaches_its_job(kind: str) -> None:
     job = harness.engine.scheduler.get(id)
     assert job is not None
     assert job.weight == 3
+    harness.run()
+
+
+def test_a_rollback_leaves_the_weight_that_its_tenant_has() -> None:
+    harness = Harness(load_backbone("plain")[0], limits=Limits(cache_rows=1024, max_running=1))
+    harness.update("ada", list(range(20, 40)))
+    blocking = harness.begin_generate("bob", PROMPT, 20)
+    harness.step()
+    counters = harness.engine.scheduler._counters
+    harness.send(Generate(harness.id(), "ada", PROMPT, Sampling(4), weight=4))
+    harness.send(RollbackTenant(harness.id(), "ada", 0))
+    before = counters["ada"]
+    counters.charge("ada", 8.0)
+    assert counters["ada"] - before == 2.0
+    harness.run()
+    assert harness.final(blocking)
+
+
+def test_the_gap_is_told_of_those_who_wait_for_others() -> None:
+    """One runs, two wait, of whom one has been served 30 tokens more; who waits for his own update does not count."""
+    harness = Harness(load_backbone("plain")[0], limits=Limits(cache_rows=1024, max_running=1))
+    scheduler = harness.engine.scheduler
+    harness.begin_generate("carol", PROMPT, 20)
+    while scheduler.waiting("carol"):
+        harness.step()
+    harness.begin_generate("ada", PROMPT)
+    harness.begin_generate("bob", PROMPT)
+    gauge = lambda: harness.engine.stats().gauges["fairness_gap_tokens"]  # noqa: E731
+    assert gauge() == 0.0
+    scheduler._counters.charge("bob", 30.0)
+    assert gauge() == 30.0
+    scheduler._updating["bob"] = scheduler.of("bob")[0]
+    assert gauge() == 0.0
+    del scheduler._updating["bob"]
     harness.run()

@@ -63,3 +63,21 @@ def test_an_update_s_context_makes_nobody_rest() -> None:
     plan = simulation.step()
     assert plan.chunks
     assert len(plan.decode) == 14
+
+
+def test_counters_of_those_who_left_are_forgotten_once_others_have_passed_them() -> None:
+    """On a server that is never idle, with tenants that come once, take more than others, and never come again."""
+    simulation = Simulation(LIMITS)
+    most = 0
+    for step in range(3000):
+        while len(simulation.scheduler.of("always")) < 3:
+            simulation.submit("always", prompt=20, output=10)
+        if step % 5 == 0:
+            simulation.submit(f"once {step}", prompt=60, output=5)
+        simulation.step()
+        if step > 500:
+            most = max(most, len(simulation.scheduler._counters))
+    counters = simulation.scheduler._counters
+    assert most < 100
+    assert len(counters._served) == len(counters._weights)
+    assert len(counters._ahead) == len(counters._left) <= len(counters)
