@@ -15,7 +15,7 @@ import structlog
 from app.api.admission import Place
 from app.api.metrics import Metrics
 from app.api.stream import Part, Question, Stream
-from app.api.suspects import MOST_CRASHES, Suspects, crashed
+from app.api.suspects import MOST_CRASHES, SERVER_KEY, Suspects, crashed
 from app.api.tokens import Tokenizer
 from app.errors import ServiceError, WorkerUnavailable, from_code
 from app.messages import (
@@ -259,7 +259,12 @@ class WorkerClient:
 
 def _gone(stream: Stream, reason: str) -> WorkerUnavailable:
     if isinstance(stream.request, Update):
-        reason += "; whether the update was taken in is not known here: a retry with the same idempotency key is safe"
+        own = not (stream.request.idempotency_key or SERVER_KEY).startswith(SERVER_KEY)
+        reason += "; whether the update was taken in is not known here: " + (
+            "a retry with the same idempotency key is safe"
+            if own
+            else "the tenant's history tells, and with an idempotency key a retry would be safe"
+        )
     return WorkerUnavailable(reason, retry_after=RETRY_AFTER)
 
 

@@ -174,14 +174,22 @@ async def test_looking_is_never_to_blame(lives: Lives) -> None:
 async def test_no_worker_comes(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RESEND_SECONDS", 0.01)
     lives.silent = {"ann", "bob"}
-    calls = [lives.generate("ann"), lives.post("/update", tenant="bob", text=TEXT)]
-    await until(lambda: lives.sent("ann") == lives.sent("bob") == 1)
+    calls = [
+        lives.generate("ann"),
+        lives.post("/update", tenant="bob", text=TEXT),
+        lives.post("/update", tenant="carl", text=TEXT, idempotency_key="mine"),
+    ]
+    lives.silent |= {"carl"}
+    await until(lambda: lives.sent("ann") == lives.sent("bob") == lives.sent("carl") == 1)
     lives.end()
-    generated, updated = await asyncio.gather(*calls)
-    for answer in (generated, updated):
+    generated, updated, marked = await asyncio.gather(*calls)
+    for answer in (generated, updated, marked):
         check_error(answer, 503, "worker_unavailable")
         assert int(answer.headers["retry-after"]) >= 1
-    assert "whether the update was taken in is not known" in updated.json()["error"]["message"]
+    # who gave no key has none to try again with
+    told = [answer.json()["error"]["message"] for answer in (updated, marked)]
+    assert ["with the same idempotency key is safe" in message for message in told] == [False, True]
+    assert all("whether the update was taken in is not known" in message for message in told)
 
 
 @pytest.mark.parametrize("then", ["drain", "die"])
