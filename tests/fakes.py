@@ -116,19 +116,28 @@ class MemoryStore:
         text: str | None = None,
         idempotency: Idempotency | None = None,
         lineage: int | None = None,
+        created: float | None = None,
     ) -> Manifest:
         with self.lock:
             old = self._require(tenant)
-            lineages.require_version(old, expected_version, lineage)
+            lineages.require_version(old, expected_version, lineage, created)
             version = expected_version + 1
             ref = self._put(blob, version, "block")
             record = BlockRecord(version, ref, time, tokens, text, idempotency)
             return self._swap(old, lineages.committed(old, record))
 
-    def compact(self, tenant: str, version: int, snapshot: bytes, *, lineage: int | None = None) -> Manifest:
+    def compact(
+        self,
+        tenant: str,
+        version: int,
+        snapshot: bytes,
+        *,
+        lineage: int | None = None,
+        created: float | None = None,
+    ) -> Manifest:
         with self.lock:
             old = self._require(tenant)
-            lineages.require_lineage(old, lineage)
+            lineages.require_lineage(old, lineage, created)
             if version > old.version:
                 raise VersionConflict("not there yet")
             if version <= lineages.oldest(old):

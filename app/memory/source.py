@@ -80,4 +80,6 @@ class Source:
     def compact(self, manifest: Manifest) -> Manifest:
         """Writes a snapshot of the pool at the manifest's version in place of its blocks. Any thread."""
         snapshot = encode_snapshot(self.pool(manifest))
-        return self.store.compact(manifest.tenant, manifest.version, snapshot, lineage=manifest.lineage)
+        return self.store.compact(
+            manifest.tenant, manifest.version, snapshot, lineage=manifest.lineage, created=manifest.created
+        )

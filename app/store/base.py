@@ -207,22 +207,31 @@ class Store(Protocol):
         text: str | None = None,
         idempotency: Idempotency | None = None,
         lineage: int | None = None,
+        created: float | None = None,
     ) -> Manifest:
         """Appends one block as version ``expected_version + 1``; durable on return.
 
-        ``lineage`` is the one that the block was computed in (None: not compared). Raises VersionConflict (the
-        manifest is not at ``expected_version``, or of another lineage), TenantNotFound, TenantQuarantined,
-        StoreFull (nothing changed), StoreFailed (nothing acknowledged).
+        ``lineage`` and ``created`` are those of the memory that the block was computed in (None: not compared).
+        Raises VersionConflict (the manifest is not at ``expected_version``, or of another lineage or memory),
+        TenantNotFound, TenantQuarantined, StoreFull (nothing changed), StoreFailed (nothing acknowledged).
         """
         ...
 
-    def compact(self, tenant: str, version: int, snapshot: bytes, *, lineage: int | None = None) -> Manifest:
+    def compact(
+        self,
+        tenant: str,
+        version: int,
+        snapshot: bytes,
+        *,
+        lineage: int | None = None,
+        created: float | None = None,
+    ) -> Manifest:
         """Replaces the blocks up to ``version`` by a snapshot of the pool at ``version``; later blocks stay.
 
         Their records move to the archive; then their blobs are deleted. Up to a version that a snapshot has
-        reached already nothing is done. ``lineage`` is the one that the snapshot was made in (None: not
-        compared). VersionConflict if a rollback or rebuild has come before it, even while the snapshot was
-        being written; otherwise the same errors as ``commit``.
+        reached already nothing is done. ``lineage`` and ``created`` are those of the memory that the snapshot
+        was made of (None: not compared). VersionConflict if a rollback, a rebuild or an erasure has come before
+        it, even while the snapshot was being written; otherwise the same errors as ``commit``.
         """
         ...
 

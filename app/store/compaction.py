@@ -31,11 +31,13 @@ class Compaction:
         self._histories = histories
         self._manifests = manifests
 
-    def run(self, tenant: str, version: int, snapshot: bytes, lineage: int | None) -> Manifest:
+    def run(
+        self, tenant: str, version: int, snapshot: bytes, lineage: int | None, created: float | None
+    ) -> Manifest:
         """See ``Store.compact``."""
         with self._locks.holding(tenant):
             old = self._require(tenant)
-        lineages.require_lineage(old, lineage)
+        lineages.require_lineage(old, lineage, created)
         if version > old.version:
             raise VersionConflict(f"the memory is at version {old.version}, not yet at {version}")
         last = next((block for block in old.blocks if block.version == version), None)
@@ -51,14 +53,14 @@ class Compaction:
                     self._require(tenant)
                 raise failure(error, "writing a snapshot") from error
             with self._locks.holding(tenant):
-                return self._swap(tenant, old.lineage, last, Snapshot(version, ref))
+                return self._swap(tenant, old, last, Snapshot(version, ref))
 
-    def _swap(self, tenant: str, lineage: int, last: BlockRecord, snapshot: Snapshot) -> Manifest:
+    def _swap(self, tenant: str, begun: Manifest, last: BlockRecord, snapshot: Snapshot) -> Manifest:
         """Puts ``snapshot`` in the place of the blocks up to ``last``, if they are still what it was made of."""
         fresh = [snapshot.blob]
         try:
             old = self._require(tenant)
-            lineages.require_lineage(old, lineage)
+            lineages.require_lineage(old, begun.lineage, begun.created)
             if last not in old.blocks:
                 # compacted further, or erased and made anew, while the snapshot was written
                 if lineages.oldest(old) < last.version:

@@ -37,23 +37,31 @@ def dropped(old: Manifest, new: Manifest) -> list[str]:
     return [ref.name for ref in blobs_of(old) if ref.name not in kept]
 
 
-def require_version(manifest: Manifest, version: int, lineage: int | None = None) -> None:
-    """Raises VersionConflict unless the manifest is at ``version`` (and, unless None, of ``lineage``)."""
+def require_version(
+    manifest: Manifest, version: int, lineage: int | None = None, created: float | None = None
+) -> None:
+    """Raises VersionConflict unless the manifest is at ``version``, of ``lineage`` and ``created`` (None: any)."""
     if manifest.version != version:
         raise VersionConflict(f"the memory is at version {manifest.version}, not {version}", retry_after=0.1)
-    require_lineage(manifest, lineage)
+    require_lineage(manifest, lineage, created)
 
 
-def require_lineage(manifest: Manifest, lineage: int | None) -> None:
-    """Raises VersionConflict if the memory was rolled back or rebuilt since it had ``lineage`` (None: any)."""
+def require_lineage(manifest: Manifest, lineage: int | None, created: float | None = None) -> None:
+    """Raises VersionConflict unless the memory is the one that was ``created`` then and has ``lineage`` still.
+
+    None is any. What is under way while another server erases the tenant and makes it anew must not land in the
+    new memory, whose versions and lineages begin at the same numbers.
+    """
+    if created is not None and manifest.created != created:
+        raise VersionConflict("the tenant was erased and made anew meanwhile", retry_after=0.1)
     if lineage is not None and manifest.lineage != lineage:
         raise VersionConflict("the memory was rolled back or rebuilt meanwhile", retry_after=0.1)
 
 
 def require_same(manifest: Manifest, old: Manifest) -> None:
     """Raises VersionConflict unless both describe one memory; compactions between them do not matter."""
-    require_version(manifest, old.version, old.lineage)
-    if (manifest.created, manifest.seed, manifest.fingerprint) != (old.created, old.seed, old.fingerprint):
+    require_version(manifest, old.version, old.lineage, old.created)
+    if (manifest.seed, manifest.fingerprint) != (old.seed, old.fingerprint):
         raise VersionConflict("the tenant was erased and made anew meanwhile", retry_after=0.1)
 
 

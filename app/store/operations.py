@@ -161,10 +161,11 @@ class Operations(ABC):
         text: str | None = None,
         idempotency: Idempotency | None = None,
         lineage: int | None = None,
+        created: float | None = None,
     ) -> Manifest:
         with self._locks.holding(tenant):
             old = self._require(tenant)
-            lineages.require_version(old, expected_version, lineage)
+            lineages.require_version(old, expected_version, lineage, created)
             version = expected_version + 1
             sealed = self._texts.seal(text, tenant, version)
             with translated("writing a block"):
@@ -206,5 +207,13 @@ class Operations(ABC):
                 raise
             return self._manifests.swap(current, lineages.replaced(current, new, *begun), fresh)
 
-    def compact(self, tenant: str, version: int, snapshot: bytes, *, lineage: int | None = None) -> Manifest:
-        return self._compaction.run(tenant, version, snapshot, lineage)
+    def compact(
+        self,
+        tenant: str,
+        version: int,
+        snapshot: bytes,
+        *,
+        lineage: int | None = None,
+        created: float | None = None,
+    ) -> Manifest:
+        return self._compaction.run(tenant, version, snapshot, lineage, created)

@@ -191,7 +191,8 @@ class Updates:
         run.committing = True
         key = run.message.idempotency_key
         mark = None if key is None else Idempotency(key, run.index, len(run.contexts), run.digest)
-        context, block, version, lineage = run.context, run.block, memory.version, memory.lineage
+        context, block, version = run.context, run.block, memory.version
+        lineage, created = memory.lineage, memory.created
 
         def work() -> object:
             blob = encode_block(block)
@@ -204,6 +205,7 @@ class Updates:
                 text=context.text,
                 idempotency=mark,
                 lineage=lineage,
+                created=created,
             )
             return manifest, len(blob)
 

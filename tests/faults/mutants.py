@@ -160,10 +160,11 @@ def _manifest_first(_: Any) -> Any:
     def commit(
         self: DiskStore, tenant: str, expected_version: int, blob: bytes, *,
         time: float, tokens: int, text: Any = None, idempotency: Any = None, lineage: int | None = None,
+        created: float | None = None,
     ) -> Manifest:  # fmt: skip
         with self._locks.holding(tenant):
             old = self._require(tenant)
-            lineages.require_version(old, expected_version, lineage)
+            lineages.require_version(old, expected_version, lineage, created)
             ref = BlobRef(self._blobs.new_name(expected_version + 1, "block"), len(blob), blob_checksum(blob))
             record = BlockRecord(expected_version + 1, ref, time, tokens, text, idempotency)
             new = self._manifests.swap(old, lineages.committed(old, record), [ref])
@@ -327,7 +328,11 @@ def _swept_too_much(_: Any) -> Any:
 
 
 def _any_version(_: Any) -> Any:
-    return lambda manifest, version, lineage=None: None
+    return lambda manifest, version, lineage=None, created=None: None
+
+
+def _lineage_alone(require_lineage: Any) -> Any:
+    return lambda manifest, lineage, created=None: require_lineage(manifest, lineage)
 
 
 def _wrong_slot(committed: Any) -> Any:
@@ -416,6 +421,7 @@ MUTANTS: dict[str, Patch] = {
         _patched(lineages, "require_version", _any_version), _patched(lineages, "require_lineage", _nothing)
     ),
     "the lineage is not compared": _patched(lineages, "require_lineage", _nothing),
+    "memories of one name are not told apart": _patched(lineages, "require_lineage", _lineage_alone),
     "a rollback stays in its lineage": _patched(lineages, "rolled_back", _same_lineage),
     "a rollback keeps the later blocks": _patched(lineages, "at_version", _first_version_kept),
     "a fork names the source's blobs": _patched(lineages, "forked", _fork_by_name),

@@ -19,6 +19,8 @@ _WEIGHTS = {
     "stale commit": 1,
     "stale compact": 8,
     "create again": 1,
+    "another's commit": 1,
+    "another's compact": 1,
 }
 
 
@@ -28,16 +30,20 @@ class Refused(Step):
     def __init__(self, does: str, tenant: str, version: int, life: int, lineage: int, contents: str) -> None:
         super().__init__(does, tenant, version, life)
         self.lineage, self.stale = lineage, contents
+        # what a memory of this name that was erased since had under way
+        self.of: dict[str, float] = {"created": -1.0} if does.startswith("another's") else {}
 
     def on_store(self, store: Store, memories: Memories) -> None:
         try:
             if self.does == "create again":
                 store.create(self.manifest())
-            elif self.does in ("stale commit", "absent commit"):
+            elif self.does.endswith("commit"):
                 data = self.content(self.version).encode()
-                store.commit(self.tenant, self.version - 1, data, time=0.0, tokens=16, lineage=self.lineage)
+                store.commit(
+                    self.tenant, self.version - 1, data, time=0.0, tokens=16, lineage=self.lineage, **self.of
+                )
             else:
-                store.compact(self.tenant, self.version, self.stale.encode(), lineage=self.lineage)
+                store.compact(self.tenant, self.version, self.stale.encode(), lineage=self.lineage, **self.of)
         except (VersionConflict, TenantExists, TenantNotFound):
             return
         raise AssertionError(f"{self!r} was not refused")
@@ -114,6 +120,10 @@ def _step(
         return Step("erase", tenant, version, life)
     if does == "stale commit" and version:
         return Refused(does, tenant, draw.choice([version, version + 2]), life, memory.lineage, "")
+    if does == "another's commit":
+        return Refused(does, tenant, version + 1, life, memory.lineage, "")
+    if does == "another's compact" and version > oldest[tenant]:
+        return Refused(does, tenant, version, life, memory.lineage, "of another")
     if does == "create again":
         return Refused(does, tenant, 0, life, 0, "")
     if does == "stale compact" and tenant in begun and begun[tenant][1] != memory.lineage:

@@ -249,7 +249,7 @@ def _wrong_tenant(worker: Harness) -> None:
         for other in store.tenants():
             manifest = store.load(other)
             if other != tenant and manifest is not None and manifest.version == expected_version:
-                return commit(other, expected_version, blob, **{**rest, "lineage": None})
+                return commit(other, expected_version, blob, **{**rest, "lineage": None, "created": None})
         return commit(tenant, expected_version, blob, **rest)
 
     _put(store, commit=elsewhere)

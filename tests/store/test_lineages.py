@@ -408,6 +408,20 @@ def test_keys_that_the_limit_hid_are_found_again_as_history_shows_them(reopen: O
 # ---------------------------------------------------------------- rebuilds
 
 
+def test_what_an_erased_memory_had_under_way_is_refused_by_its_successor(store: Store) -> None:
+    old = begin(store, 3)
+    assert store.erase("ada") is not None
+    store.create(msgspec.structs.replace(manifest(), created=old.created + 1))
+    for version in (1, 2, 3):
+        commit(store, version)
+    with pytest.raises(VersionConflict, match="made anew"):
+        commit(store, 4, lineage=0, created=old.created)
+    with pytest.raises(VersionConflict, match="made anew"):
+        store.compact("ada", 3, b"the old memory's pool", lineage=0, created=old.created)
+    assert size(store.load("ada")) == (0, 3)
+    assert size(commit(store, 4, lineage=0, created=old.created + 1)) == (0, 4)
+
+
 def test_a_replaced_memory_is_another_in_the_next_lineage(reopen: Open) -> None:
     store = reopen()
     begin(store, 5)
