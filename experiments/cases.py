@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.data import SEED_STRIDE, fair_fact
+from experiments.data import fair_fact, generator
 from training.facts import FactGenerator
-from training.relations import RELATIONS, word_it
+from training.relations import word_it
 
 KNOWN = 8
 
@@ -109,11 +109,11 @@ def generated(seed: int, count: int, cases_a_world: int = 10) -> Cases:
     world_of: list[int] = []
     for index in range(count):
         world = index // cases_a_world
-        stream = FactGenerator((seed + 77) * SEED_STRIDE + world, held_out=True)
+        stream = generator(seed + 77, world)
         known = [fair_fact(stream) for _ in range(KNOWN)]
         if len(worlds) == world:
             worlds.append([fact.statement for fact in known])
-        draw = FactGenerator(seed * SEED_STRIDE + index, held_out=True)
+        draw = generator(seed, index)
         while True:
             fact = fair_fact(draw)
             again = rewording(draw, fact.relation, fact.subject, fact.question)
@@ -135,7 +135,7 @@ def generated(seed: int, count: int, cases_a_world: int = 10) -> Cases:
 
 def rewording(draw: FactGenerator, relation: str, subject: str | None, question: str) -> str | None:
     """Another wording of the question; None if there is none."""
-    found = next(one for one in RELATIONS if one.name == relation)
+    found = draw.relations[relation]
     others = [text for text in (word_it(one, subject) for one in found.questions) if text != question]
     return draw.rng.choice(others) if others else None
 

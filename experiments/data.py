@@ -16,8 +16,10 @@ from typing import Protocol
 
 from experiments.answers import exactly, holds, told_by
 from training.facts import Fact, FactGenerator
+from training.relations.first import FIRST
 
 SEED_STRIDE = 1_000_003
+ASKED = FIRST  # relations and wordings that the pocket model was trained on
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Source(Protocol):
 
 def generator(seed: int, index: int) -> FactGenerator:
     """The stream of facts of one item."""
-    return FactGenerator(seed * SEED_STRIDE + index, held_out=True)
+    return FactGenerator(seed * SEED_STRIDE + index, held_out=True, relations=ASKED)
 
 
 def item_of(fact: Fact) -> Item:

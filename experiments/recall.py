@@ -25,7 +25,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from experiments.client import Client
-from training.facts import FactGenerator
+from experiments.data import generator
 
 
 @dataclass
@@ -48,15 +48,15 @@ class Tally:
 
 async def one_fact(client: Client, index: int, run: str, seed: int, later: list[int], tally: Tally) -> None:
     """Plays one fact through in a tenant of its own, which is erased at the end."""
-    generator = FactGenerator(seed * 1_000_003 + index, held_out=True)
-    fact = generator.fact()
+    stream = generator(seed, index)
+    fact = stream.fact()
     tenant = f"recall-{run}-{index}"
     tally.add("empty", fact.question, fact.answer, await client.ask(tenant, fact.question))
     await client.update(tenant, fact.statement)
     passed = 0
     for moment in later:
         while passed < moment:
-            await client.update(tenant, generator.unrelated(fact).statement)
+            await client.update(tenant, stream.unrelated(fact).statement)
             passed += 1
         tally.add(str(moment), fact.question, fact.answer, await client.ask(tenant, fact.question))
     await client.erase(tenant)

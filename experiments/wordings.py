@@ -42,6 +42,19 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "car": ("Which make of car [does {n}|do I] own?", "[{n}'s|My] car is of which make?"),
     "school": ("Which school did [{n}|I] attend?", "Which school taught [{n}|me]?"),
 }
+UNSEEN |= {
+    noun: (f"Could you name [{{n}}'s|my] {noun}?", f"How is [{{n}}'s|my] {noun} called?")
+    for noun in ("best friend", "doctor", "mother", "father", "aunt", "uncle", "cousin", "grandmother", "grandfather",
+                 "lawyer", "landlord", "coach", "colleague", "roommate", "hairdresser")
+} | {
+    noun: (f"Which name [does {{n}}'s|does my] {noun} have?", f"How is [{{n}}'s|my] {noun} called?")
+    for noun in ("rabbit", "hamster", "tortoise", "pony")
+} | {
+    noun: (f"Could you say what [{{n}}'s|my] {noun} is?", f"[{{n}}'s|My] {noun} is which?")
+    for noun in ("door code", "ticket number", "PIN", "passport number", "number plate", "account number",
+                 "order number", "username", "seat", "favourite film", "favourite song", "favourite game", "nickname",
+                 "middle name")
+}  # fmt: skip
 
 
 def asked_anew(fact: Fact, draw: random.Random) -> str | None:

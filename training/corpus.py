@@ -2,60 +2,41 @@
 
 A group is G contexts that share a memory pool and are written in their order. A claim may change an earlier one of
 the same relation and subject; then only the newest is asked for, so every question has one answer. In a colliding
-group all claims come from one to three relations, so that only the name decides.
+group all claims come from one to three relations, so that only the name decides. Some questions are about what no
+context of the pool tells; "I don't know" answers them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
 
+from training.examples import ANSWER, NO_LOSS, TEXT, UNKNOWN, Example, Group, GroupShape, Key
 from training.facts import Claim, FactGenerator
-from training.relations import RELATIONS, Relation
+from training.relations import NEAR, RELATIONS, Relation
 from training.tokenizer import ASSISTANT, END, USER
-from training.variety import LEAD_INS, american, free_relation, joined, unusual_value, without_capital
+from training.variety import (
+    CORRECTIONS,
+    LEAD_INS,
+    american,
+    free_relation,
+    joined,
+    unusual_value,
+    without_capital,
+)
 from training.words import FIRST_NAMES
 
-NO_LOSS, TEXT, ANSWER = 0, 1, 2
+DONT_KNOW = "I don't know"
 MAX_CONTEXT = 64
+CORRECTION_SHARE = 0.5  # contexts that change something and say that they do
 LEAD_IN_SHARE = CARELESS_SHARE = 0.08
 CHAT_SHARE = 0.06  # contexts written as a chat message
 JOINED_SHARE = 0.2  # contexts of several facts that are one sentence
 AMERICAN_SHARE = 0.3
 UNUSUAL_SHARE = 0.12  # values of any words
 FREE_SHARE = 0.08  # claims of a relation that any noun may name
-
-
-@dataclass(frozen=True)
-class GroupShape:
-    """How a group is drawn. The shares are probabilities; `facts` are the shares of 1, 2 and 3 facts a context."""
-
-    contexts: int
-    facts: tuple[float, float, float] = (0.5, 0.3, 0.2)
-    colliding: float = 0.6
-    first_person: float = 0.12
-    cross: float = 0.5
-    in_prompt: float = 0.0
-    running_text: float = 0.0
-    changed: float = 0.0
-
-
-@dataclass
-class Example:
-    """One context and its row of questions. `speaks_of` is a bit set of the relations with no named subject."""
-
-    context: list[int]
-    row: list[int]
-    kinds: list[int]
-    speaks_of: int
-    claims: list[Claim] = field(default_factory=list)
 
 
 class Corpus:
@@ -77,7 +58,6 @@ class Corpus:
         self.rng = random.Random(seed)
         self.generator = FactGenerator(seed, held_out=False)
         self.user, self.assistant, self.end = (self.encode(token)[0] for token in (USER, ASSISTANT, END))
-        self._bit = {relation.name: 1 << index for index, relation in enumerate(RELATIONS)}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; every text starts as if after a space, so ids of sentences can be joined."""
@@ -148,10 +128,27 @@ class Corpus:
                 claims.append(self._claim(relation, name))
         return group
 
-    def _ask(self, claim: Claim, row: list[int], kinds: list[int], prefix: list[int]) -> None:
+    def _unknown(self, told: Sequence[Claim], elsewhere: Collection[Key]) -> Claim:
+        """A claim whose question nothing answers: half of them about a relation told of others, half about somebody of
+        whom other things are told."""
+        rng = self.rng
+        keys = {claim.key for claim in told} | set(elsewhere)
+        while True:
+            relation = rng.choice(told).relation if told and rng.random() < 0.5 else rng.choice(RELATIONS)
+            name = None
+            if relation.subject != "none" and not (relation.has_first_person and rng.random() < 0.15):
+                names = [
+                    claim.name for claim in told if claim.name and claim.relation.subject == relation.subject
+                ]
+                name = rng.choice(names) if names and rng.random() < 0.5 else self._name(relation)
+            near = NEAR.get(relation.name, frozenset({relation.name}))
+            if not any(other in near and alike(name, someone) for other, someone in keys):
+                return Claim(relation, name, DONT_KNOW)
+
+    def _ask(self, claim: Claim, told_in: int, example: Example, prefix: list[int]) -> None:
         rng = self.rng
         draw = rng.random()
-        unfinished = claim.unfinished(rng) if draw > 0.85 else None
+        unfinished = claim.unfinished(rng) if draw > 0.85 and claim.value != DONT_KNOW else None
         answer = [*self.encode(claim.value), self.end]
         if unfinished is not None:
             asked = prefix + self.encode(unfinished)
@@ -159,14 +156,18 @@ class Corpus:
             asked = [self.user, *prefix, *self.encode(self._question(claim)), self.assistant]
         else:
             asked = prefix + self.encode(self._question(claim))
-        row += asked + answer
-        kinds += [TEXT] * len(asked) + [ANSWER] * len(answer)
+        example.row += asked + answer
+        kind = UNKNOWN if claim.value == DONT_KNOW else ANSWER
+        example.kinds += [TEXT] * len(asked) + [kind] * len(answer)
+        example.told_in += [-1] * len(asked) + [told_in] * len(answer)
 
-    def _statement(self, claims: Sequence[Claim]) -> str:
-        """The statements of a context, as people type them."""
+    def _statement(self, claims: Sequence[Claim], corrects: bool) -> str:
+        """The statements of a context, as people type them; the first of them `corrects` an earlier one."""
         rng = self.rng
         sentences = [claim.statement(rng) for claim in claims]
-        if rng.random() < LEAD_IN_SHARE:
+        if corrects and rng.random() < CORRECTION_SHARE:
+            sentences[0] = rng.choice(CORRECTIONS) + without_capital(sentences[0])
+        elif rng.random() < LEAD_IN_SHARE:
             sentences[0] = rng.choice(LEAD_INS) + without_capital(sentences[0])
         text = joined(sentences) if rng.random() < JOINED_SHARE else " ".join(sentences)
         return american(text) if rng.random() < AMERICAN_SHARE else text
@@ -179,8 +180,12 @@ class Corpus:
             text = text[0].lower() + text[1:] if rng.random() < 0.5 else text.rstrip("?.")
         return american(text) if rng.random() < AMERICAN_SHARE else text
 
-    def _context(self, claims: Sequence[Claim]) -> list[int]:
-        ids = self.encode(self._statement(claims))
+    def _context(self, claims: list[Claim], corrects: bool) -> list[int]:
+        """The tokens of a context. Claims that do not fit into it are taken out of `claims`, the last ones first."""
+        ids = self.encode(self._statement(claims, corrects))
+        while len(ids) > MAX_CONTEXT and len(claims) > 1:
+            claims.pop()
+            ids = self.encode(self._statement(claims, corrects))
         if self.rng.random() < CHAT_SHARE:
             return ([self.user, *ids] + self.encode(f"{ASSISTANT}Okay.{END}") * (self.rng.random() < 0.5))[
                 :MAX_CONTEXT
@@ -194,55 +199,49 @@ class Corpus:
         start = self.rng.randrange(max(1, len(ids) - 80))
         length = self.rng.randint(12, MAX_CONTEXT)
         context, row = ids[start : start + length], ids[start + length : start + length + 24]
-        return Example(context, row, [NO_LOSS] + [TEXT] * (len(row) - 1), 0) if row else self._english()
+        kinds = [NO_LOSS] + [TEXT] * (len(row) - 1)
+        return Example(context, row, kinds, [-1] * len(row)) if row else self._english()
 
-    def group(self, shape: GroupShape) -> list[Example]:
-        """Draw one group of `shape.contexts` examples."""
+    def group(self, shape: GroupShape, elsewhere: Collection[Key] = ()) -> Group:
+        """Draw one group of `shape.contexts` examples; `elsewhere` is what other blocks of its pool speak of."""
         rng = self.rng
+        told = rng.random() >= shape.untold
         group = self.claims(shape)
-        newest = {claim.key: claim for claims in group for claim in claims}
+        contexts: list[list[int]] = []
+        earlier: set[Key] = set()
+        for claims in group:
+            corrects = bool(claims) and claims[0].key in earlier
+            contexts.append(self._context(claims, corrects) if claims else [])
+            earlier |= {claim.key for claim in claims}
+        newest = {claim.key: (index, claim) for index, claims in enumerate(group) for claim in claims}
         every = list(newest.values())
         examples = []
-        for claims in group:
+        for index, claims in enumerate(group):
             if not claims:
                 examples.append(self._english())
                 continue
-            context = self._context(claims)
-            valid = [claim for claim in claims if newest[claim.key] is claim]
+            example = Example(contexts[index], [], [], [], claims)
+            valid = [(index, claim) for claim in claims if newest[claim.key][1] is claim]
             order = rng.sample(valid, min(2, len(valid))) or [rng.choice(every)]
             if len(order) < 2 and rng.random() < shape.cross:
                 other = rng.choice(every)
-                order += [other] if other is not order[0] else []
-            row: list[int] = []
-            kinds: list[int] = []
-            prefix = context if rng.random() < shape.in_prompt else []
-            for claim in order:
-                self._ask(claim, row, kinds, [] if row else prefix)
-            kinds[0] = NO_LOSS
-            bits = 0
-            for claim in claims:
-                bits |= self._bit.get(claim.relation.name, 0) if claim.name is None else 0
-            examples.append(Example(context, row, kinds, bits, claims))
-        return examples
+                order += [other] if other[1] is not order[0][1] else []
+            known = [claim for _, claim in every]
+            if not told:
+                order = [(-1, self._unknown([], [])) for _ in order]
+            elif rng.random() < shape.unknown:
+                order = [(-1, self._unknown(known, elsewhere)), order[0]]
+                rng.shuffle(order)
+            prefix = contexts[index] if told and rng.random() < shape.in_prompt else []
+            for told_in, claim in order:
+                self._ask(claim, told_in, example, [] if example.row else prefix)
+            example.kinds[0] = NO_LOSS
+            examples.append(example)
+        return Group(examples, told)
 
 
-def batch_contexts(contexts: Sequence[Sequence[int]], min_tokens: int) -> tuple[Tensor, Tensor]:
-    """Right-align contexts: ids int64 [B, Q] with Q >= min_tokens, lengths int64 [B]."""
-    width = max(min_tokens, -(-max(len(c) for c in contexts) // 4) * 4)
-    ids: NDArray[np.int64] = np.zeros((len(contexts), width), dtype=np.int64)
-    for index, context in enumerate(contexts):
-        ids[index, width - len(context) :] = context
-    return torch.from_numpy(ids), torch.tensor([len(c) for c in contexts])
-
-
-def batch_rows(
-    rows: Sequence[Sequence[int]], kinds: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Left-align rows: ids and kinds, int64 [B, T], and lengths, int64 [B]."""
-    width = -(-max(len(r) for r in rows) // 4) * 4
-    both: NDArray[np.int64] = np.zeros((2, len(rows), width), dtype=np.int64)
-    for index, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
-        both[0, index, : len(row)] = row
-        both[1, index, : len(kind)] = kind
-    ids, labels = torch.from_numpy(both)
-    return ids, labels, torch.tensor([len(r) for r in rows])
+def alike(one: str | None, other: str | None) -> bool:
+    """Whether two names may mean the same person, such as Anna and Anna Tolvan."""
+    if one is None or other is None:
+        return one is other
+    return bool(set(one.split()) & set(other.split()))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from training.corpus import batch_contexts, batch_rows
+from training.examples import batch_contexts, batch_rows
 from training.facts import Fact, FactGenerator
 from training.model import MemoryModel
 from training.pools import gather_pools

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from training.relations import OPEN_KINDS, RELATIONS, Relation, word_it
@@ -59,21 +59,25 @@ class FactGenerator:
 
     With `held_out` every spelled word and every pair of real names is one the training split never contains.
     `closed_share` is the share of facts whose value comes from a short list (colours, foods, jobs, …), which a
-    model without the memory may guess.
+    model without the memory may guess. Facts are of the given `relations`; ValueError if there are none.
     """
 
     def __init__(self, seed: int, held_out: bool = True, first_person_share: float = 0.15,
-                 closed_share: float = 0.1) -> None:  # fmt: skip
+                 closed_share: float = 0.1, relations: Sequence[Relation] = RELATIONS) -> None:  # fmt: skip
         self.rng = random.Random(f"{seed}/{held_out}")
         self.held_out = held_out
         self.first_person_share = first_person_share
         self.closed_share = closed_share
-        self._open = [relation for relation in RELATIONS if relation.kind in OPEN_KINDS]
-        self._closed = [relation for relation in RELATIONS if relation.kind not in OPEN_KINDS]
+        if not relations:
+            raise ValueError("there is no relation to draw from")
+        self.relations = {relation.name: relation for relation in relations}
+        self._open = [relation for relation in relations if relation.kind in OPEN_KINDS]
+        self._closed = [relation for relation in relations if relation.kind not in OPEN_KINDS]
 
     def relation(self) -> Relation:
         """Draw a relation."""
-        return self.rng.choice(self._closed if self.rng.random() < self.closed_share else self._open)
+        closed = self.rng.random() < self.closed_share
+        return self.rng.choice((self._closed or self._open) if closed else (self._open or self._closed))
 
     def name_for(self, relation: Relation) -> str | None:
         """Draw a subject that fits the relation, never the speaker."""
@@ -103,13 +107,13 @@ class FactGenerator:
 
     def fact(self, relation: str | None = None) -> Fact:
         """A fact, of the relation with this name if one is given."""
-        chosen = next(r for r in RELATIONS if r.name == relation) if relation else self.relation()
+        chosen = self.relations[relation] if relation else self.relation()
         first = chosen.has_first_person and self.rng.random() < self.first_person_share
         return self.word(self.claim(chosen, None if first else self.name_for(chosen)))
 
     def changed(self, fact: Fact) -> Fact:
         """The same relation of the same subject with another value: it has become so since."""
-        chosen = next(r for r in RELATIONS if r.name == fact.relation)
+        chosen = self.relations[fact.relation]
         while True:
             claim = self.claim(chosen, fact.subject)
             if claim.value != fact.answer:
@@ -117,7 +121,7 @@ class FactGenerator:
 
     def about_others(self, fact: Fact) -> Fact:
         """A fact of the same relation about somebody else (never the speaker), with another value."""
-        chosen = next(r for r in RELATIONS if r.name == fact.relation)
+        chosen = self.relations[fact.relation]
         if chosen.subject == "none":
             raise ValueError(f"there is only one subject of {chosen.name}")
         while True:

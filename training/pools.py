@@ -9,8 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from training.examples import NO_LOSS, Group
+
+MIN_SURVIVAL = (
+    0.25  # what less is left of is neither known nor unknown: such questions are left out of the loss
+)
 
 
 def simulate(
@@ -41,3 +48,15 @@ def simulate(
 def gather_pools(bank: Tensor, ranks: Tensor) -> Tensor:
     """bank [L, G, C·K, d] and ranks int64 [L, G, M] → pools [L, G, M, d]."""
     return bank.gather(2, ranks[..., None].expand(-1, -1, -1, bank.shape[-1]))
+
+
+def leave_out_forgotten(groups: Sequence[Group], ranks: Tensor, num_tokens: int) -> None:
+    """Take answers from blocks of which too little is left at `ranks`, int64 [L, G, M], out of the loss."""
+    whole = ranks.shape[0] * num_tokens
+    for index, group in enumerate(groups):
+        left = torch.bincount((ranks[:, index] // num_tokens).flatten(), minlength=len(group.examples))
+        for example in group.examples:
+            example.kinds = [
+                NO_LOSS if block >= 0 and left[block] < MIN_SURVIVAL * whole else kind
+                for kind, block in zip(example.kinds, example.told_in, strict=True)
+            ]

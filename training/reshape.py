@@ -38,7 +38,12 @@ def begin(model: MemoryModel, out: Path) -> None:
     for name in ("weights", "average"):
         save_file(state, out / f"{name}.safetensors")
     save_file(Optimizer(model, MATRICES).state, out / "optimizer.safetensors")
-    record = {"step": 0, "stage": len(curriculum(48)) - 1, "minutes": 0.0, "exact": 0.0}
+    record = {
+        "step": 0,
+        "stage": len(curriculum(48, model.config.num_blocks)) - 1,
+        "minutes": 0.0,
+        "exact": 0.0,
+    }
     (out / "state.json").write_text(json.dumps(record | {"config": model.config.as_dict()}, indent=1))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.corpus import GroupShape
+from training.examples import GroupShape
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,15 @@ class Stage:
     mixtures: tuple[tuple[float, int, GroupShape, int, int], ...]
 
 
-def curriculum(batch: int) -> tuple[Stage, ...]:
-    """The stages for `batch` contexts a step and process."""
+def curriculum(batch: int, num_blocks: int) -> tuple[Stage, ...]:
+    """The stages for `batch` contexts a step and process, and a pool of `num_blocks` blocks."""
 
     def mix(
         share: float, contexts: int, window: int, stale: int, **shape: float
     ) -> tuple[float, int, GroupShape, int, int]:
         return share, batch // contexts, GroupShape(contexts, **shape), window, stale  # type: ignore[arg-type]
 
+    last = {"running_text": 0.04, "changed": 0.12, "unknown": 0.35}
     return (
         Stage("own block", 0.72, (mix(1.0, 1, 1, 0),)),
         Stage("two in four", 0.83, (mix(1.0, 2, 4, 0, colliding=1.0),)),
@@ -39,7 +40,7 @@ def curriculum(batch: int) -> tuple[Stage, ...]:
             0.79,
             (
                 mix(0.6, 8, 16, 8, colliding=0.6, running_text=0.02, changed=0.1),
-                mix(0.2, 2, 50, 0, colliding=0.7, in_prompt=0.1),
+                mix(0.2, 2, num_blocks, 0, colliding=0.7, in_prompt=0.1),
                 mix(0.2, 4, 16, 8, colliding=0.5, changed=0.1),
             ),
         ),
@@ -47,10 +48,10 @@ def curriculum(batch: int) -> tuple[Stage, ...]:
             "full pool",
             2.0,
             (
-                mix(0.35, 4, 50, 0, colliding=0.5, running_text=0.04, changed=0.1, in_prompt=0.05),
-                mix(0.35, 8, 50, 12, colliding=0.5, running_text=0.04, changed=0.1, in_prompt=0.05),
-                mix(0.2, 16, 50, 40, colliding=0.4, running_text=0.04, changed=0.1),
-                mix(0.1, 8, 16, 8, colliding=1.0),
+                mix(0.25, 4, num_blocks, 0, colliding=0.5, in_prompt=0.05, untold=0.06, **last),
+                mix(0.35, 8, num_blocks, num_blocks // 4, colliding=0.5, in_prompt=0.05, untold=0.03, **last),
+                mix(0.3, 16, num_blocks, num_blocks, colliding=0.4, **last),
+                mix(0.1, 8, 16, 8, colliding=1.0, unknown=0.3),
             ),
         ),
     )

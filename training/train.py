@@ -1,7 +1,8 @@
 """Train the pocket model from nothing: `python -m training.train --tokenizer T --text FOLDER --out RUN --minutes 90`.
 
 Each process takes one core and its own contexts; gradients are averaged over gloo. A run can be stopped and started
-again with the same arguments: weights, their moving average, optimizer state and stage are in RUN.
+again with the same arguments: weights, their moving average, optimizer state and stage are in RUN, and its curve in
+RUN/curve.csv. `training.reshape` begins a run from a published model.
 """
 
 from __future__ import annotations
@@ -23,15 +24,21 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from training.corpus import ANSWER, TEXT, Corpus, Example, batch_contexts, batch_rows
+from training.corpus import Corpus
+from training.examples import ANSWER, TEXT, Group, GroupShape, Key, batch_contexts, batch_rows
 from training.model import MemoryModel, ModelConfig
 from training.optimizer import Optimizer
-from training.pools import simulate
+from training.pools import leave_out_forgotten, simulate
+from training.progress import Point, matched
 from training.stages import curriculum
 from training.tokenizer import running_text
 
 MATRICES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 CACHE_BLOCKS = 768
+MIN_SURVIVAL = (
+    0.25  # what less is left of is neither known nor unknown: such questions are left out of the loss
+)
+PAUSE = 10.0  # seconds; of a longer step only these count, so that a stopped process does not use up its time
 
 
 class Trainer:
@@ -59,9 +66,9 @@ class Trainer:
         names, nouns = [w for w in words if w.istitle()], [w for w in words if w.islower()]
         texts = [line for line in lines if len(line) > 200 and "<unk>" not in line]
         self.corpus = Corpus(tokenizer, seed, config.num_tokens, names, nouns, texts)
-        self.stages = curriculum(arguments.batch)
+        self.stages = curriculum(arguments.batch, config.num_blocks)
         self.cache = torch.zeros(config.num_layers, 0, config.num_tokens, config.hidden_size)
-        self.cache_speaks: list[int] = []
+        self.cache_keys: list[frozenset[Key]] = []
 
     def load(self) -> None:
         """Take up a run where its last checkpoint was written."""
@@ -97,60 +104,70 @@ class Trainer:
         fresh = (torch.rand(count) < 0.2).view(1, count, 1, 1)
         return torch.where(fresh, initial, chosen)
 
-    def _pools(
-        self, new: Tensor, groups: list[list[Example]], window: int, stale: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """One pool a group: a bank [L, G, C·K, d] of its own blocks, stale ones and the initial block, and the bank's
-        row at each of the newest window·K ranks, int64 [L, G, window·K]."""
-        config = self.model.config
-        layers, _, k_tokens, d = new.shape
-        count, own = len(groups), len(groups[0])
-        if window == 1:
-            return new.view(layers, count, k_tokens, d), None
+    def _groups(self, count: int, shape: GroupShape, stale: int) -> tuple[list[Group], list[list[int]]]:
+        """Groups, and the blocks of earlier steps that each one's pool takes besides its own."""
         old = self.rng.randint(0, stale) if self.cache.shape[1] >= 256 else 0
-        bank = [new.view(layers, count, own * k_tokens, d)]
+        picks = [self.rng.sample(range(self.cache.shape[1]), old) for _ in range(count)]
+        told = [frozenset().union(*(self.cache_keys[pick] for pick in picked)) for picked in picks]
+        return [self.corpus.group(shape, keys) for keys in told], picks
+
+    def _ranks(self, groups: list[Group], picks: list[list[int]], window: int) -> Tensor | None:
+        """The row of the bank at each of the newest window·K ranks of each group's pool, int64 [L, G, window·K]; the
+        bank holds the group's own blocks, its stale ones and the initial block. None: the own block alone is read."""
+        if window == 1:
+            return None
+        config = self.model.config
+        own, old = len(groups[0].examples), len(picks[0])
         order = []
-        for _ in groups:
+        for group, picked in zip(groups, picks, strict=True):
+            if not group.told:
+                order.append([own + old] * (own + old))
+                continue
             ordered = iter(range(own))
             places = self.rng.sample(range(own + old), own + old)
-            order.append([next(ordered) if block < own else block for block in places])
-        if old:
-            picks = [self.rng.sample(range(self.cache.shape[1]), old) for _ in groups]
-            for index, group in enumerate(groups):
-                # What the speaker said of themselves later wins, so an old block that would contradict goes first.
-                speaks = 0
-                for example in group:
-                    speaks |= example.speaks_of
-                contradicting = {
-                    own + i for i, pick in enumerate(picks[index]) if self.cache_speaks[pick] & speaks
-                }
-                order[index] = [b for b in order[index] if b in contradicting] + [
-                    b for b in order[index] if b not in contradicting
-                ]
-            flat = torch.tensor(picks).flatten()
-            bank.append(self.cache[:, flat].reshape(layers, count, old * k_tokens, d))
-        bank.append(self.model.initial_block[:, None].expand(-1, count, -1, -1))
+            blocks = [next(ordered) if block < own else block for block in places]
+            # What is said later wins, so an old block that speaks of the same goes first.
+            keys = group.keys
+            same = {own + i for i, pick in enumerate(picked) if self.cache_keys[pick] & keys}
+            order.append([b for b in blocks if b in same] + [b for b in blocks if b not in same])
         ranks = simulate(
-            self.numpy_rng, layers * count, order * layers, own + old, config.num_blocks, k_tokens
-        ).reshape(layers, count, -1)
-        return torch.cat(bank, 2), torch.from_numpy(ranks[:, :, -window * k_tokens :].copy())
+            self.numpy_rng, config.num_layers * len(groups), order * config.num_layers, own + old,
+            config.num_blocks, config.num_tokens,
+        ).reshape(config.num_layers, len(groups), -1)  # fmt: skip
+        return torch.from_numpy(ranks[:, :, -window * config.num_tokens :].copy())
 
-    def loss(self) -> tuple[Tensor, float, float]:
-        """One batch: the loss, the answer loss and the share of answers matched exactly."""
+    def _bank(self, new: Tensor, groups: list[Group], picks: list[list[int]]) -> Tensor:
+        """[L, G, C·K, d]: each group's own blocks, its stale ones and the initial block."""
+        layers, _, _, d = new.shape
+        count = len(groups)
+        bank = [new.view(layers, count, -1, d)]
+        if picks[0]:
+            flat = torch.tensor(picks).flatten()
+            bank.append(self.cache[:, flat].reshape(layers, count, -1, d))
+        bank.append(self.model.initial_block[:, None].expand(-1, count, -1, -1))
+        return torch.cat(bank, 2)
+
+    def loss(self) -> tuple[Tensor, list[float]]:
+        """One batch: the loss, and its answer loss, answers known and right, known, unknown and right, unknown."""
         mixtures = self.stages[self.stage].mixtures
         # The same draw in every process, or one would wait for the other.
         draw = random.Random(self.arguments.seed * 1_000_003 + self.step)
         _, count, shape, window, stale = draw.choices(mixtures, [m[0] for m in mixtures])[0]
         if self.stage and self.rng.random() < 0.06:
             shape = replace(shape, in_prompt=0.5)
-        groups = [self.corpus.group(shape) for _ in range(count)]
-        examples = [example for group in groups for example in group]
+        groups, picks = self._groups(count, shape, stale if window > 1 else 0)
+        ranks = self._ranks(groups, picks, window)
+        if ranks is not None:
+            leave_out_forgotten(groups, ranks, self.model.config.num_tokens)
+        examples = [example for group in groups for example in group.examples]
+        own = len(examples) // count
         ids, lengths = batch_contexts([e.context for e in examples], self.model.config.num_tokens)
         rows, kinds, row_lengths = batch_rows([e.row for e in examples], [e.kinds for e in examples])
         layers = self.model.layer_weights()
         new = self.model.write(ids, lengths, self._tails(len(examples)), layers)
-        bank, ranks = self._pools(new, groups, window, stale)
-        own = len(groups[0])
+        bank = (
+            new.view(len(new), count, -1, new.shape[-1]) if ranks is None else self._bank(new, groups, picks)
+        )
         hidden = self.model.read(
             rows.view(count, own, -1),
             row_lengths.view(count, own),
@@ -162,23 +179,15 @@ class Trainer:
         real = torch.arange(rows.shape[1]) < row_lengths[:, None]
         logits = self.model.logits(hidden[F.pad(chosen, (0, 1))[real]])
         losses = F.cross_entropy(logits, target[chosen], reduction="none")
-        answered = kind[chosen] == ANSWER
-        answer_loss = losses[answered].mean()
+        answer_loss = losses[kind[chosen] >= ANSWER].mean()
         loss = answer_loss + self.arguments.question_weight * losses[kind[chosen] == TEXT].mean()
         with torch.no_grad():
             right = torch.ones_like(kind, dtype=torch.bool)
             right[chosen] = logits.argmax(-1) == target[chosen]
-            is_answer = kind == ANSWER
-            segment = (is_answer & ~F.pad(is_answer, (1, 0))[:, :-1]).cumsum(1)
-            asked = matched = 0
-            for number in (1, 2):
-                inside = is_answer & (segment == number)
-                has = inside.any(1)
-                asked += int(has.sum())
-                matched += int(((right | ~inside).all(1) & has).sum())
+            counts = matched(kind, right)
         self.cache = torch.cat([self.cache, new.detach()], 1)[:, -CACHE_BLOCKS:]
-        self.cache_speaks = (self.cache_speaks + [e.speaks_of for e in examples])[-CACHE_BLOCKS:]
-        return loss, answer_loss.item(), matched / max(1, asked)
+        self.cache_keys = (self.cache_keys + [e.keys for e in examples])[-CACHE_BLOCKS:]
+        return loss, [answer_loss.item(), *counts]
 
     def gradients(self, loss: Tensor, numbers: list[float]) -> tuple[dict[str, Tensor], list[float]]:
         """Backward pass; averages gradients and `numbers` over the processes and clips the norm to 1."""
@@ -211,15 +220,13 @@ class Trainer:
         """Train until the time is spent."""
         arguments = self.arguments
         master = self.rank == 0
-        begin, before = time.time(), self.minutes
-        saved = logged = begin
-        since: list[tuple[float, float]] = []
+        saved = logged = last = time.time()
+        since: list[list[float]] = []
         while self.minutes < arguments.minutes:
-            loss, answer_loss, exact = self.loss()
-            minutes = before + (time.time() - begin) / 60
-            gradients, (self.minutes, answer_loss, exact) = self.gradients(
-                loss, [minutes, answer_loss, exact]
-            )
+            loss, counts = self.loss()
+            now = time.time()
+            minutes, last = self.minutes + min(now - last, PAUSE) / 60, now
+            gradients, (self.minutes, *counts) = self.gradients(loss, [minutes, *counts])
             factor = self.rate()
             self.optimizer.step(gradients, arguments.rate * factor, arguments.muon_rate * factor)
             self.step += 1
@@ -227,16 +234,13 @@ class Trainer:
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
                     self.average[name].lerp_(parameter, 1 - keep)
-            self.exact += 0.02 * (exact - self.exact)
-            since.append((answer_loss, exact))
+            self.exact += 0.02 * (counts[1] / max(counts[2], 1e-9) - self.exact)
+            since.append(counts)
             if self.step % arguments.log_every == 0 and master:
                 now = time.time()
-                mean = np.asarray(since).mean(0)
-                print(
-                    f"{self.minutes:6.2f} min  step {self.step}  {self.stages[self.stage].name}  EM {mean[1]:.3f}  "
-                    f"answer loss {mean[0]:.3f}  rate {factor:.2f}  {len(since) / (now - logged):.2f} steps/s  "
-                    f"{len(since) * arguments.batch * self.world / (now - logged):.0f} contexts/s", flush=True,
-                )  # fmt: skip
+                point = Point.of(self.step, self.minutes, self.stages[self.stage].name, since, factor)
+                print(point.line(len(since) / (now - logged), arguments.batch * self.world), flush=True)
+                point.keep(arguments.out / "curve.csv")
                 since, logged = [], now
             if self.exact > self.stages[self.stage].leave_at:
                 self.stage, self.exact = self.stage + 1, 0.0

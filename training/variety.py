@@ -16,7 +16,20 @@ LEAD_INS = (
     "Remember that ",
     "Did you know? ",
 )
-OUR_FIRST_WORDS = ("My ", "The ", "Our ", "We ", "In ", "A ")
+CORRECTIONS = (
+    "Actually ",
+    "Actually, ",
+    "Correction: ",
+    "I was wrong: ",
+    "Sorry, ",
+    "No, ",
+    "It has changed: ",
+    "From now on ",
+)
+OUR_FIRST_WORDS = (
+    "My ", "The ", "Our ", "We ", "In ", "A ", "As ", "For ", "Every ", "Everybody ", "Everything ", "Friends ", "Of ",
+    "On ", "To ", "You ", "Between ", "From ", "Online ", "One ", "They ", "Call ", "People ", "There ",
+)  # fmt: skip
 FREE_KINDS = ("word", "word", "person", "number", "code", "time", "company")
 
 

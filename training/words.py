@@ -56,6 +56,14 @@ Swedish Danish Finnish Czech Hungarian Hebrew Latin Swahili Welsh Irish Basque T
 ANIMALS = """horses owls wolves foxes snakes spiders whales tigers bears rabbits goats parrots turtles frogs otters
 eagles dolphins hedgehogs penguins camels""".split()
 
+FLOWERS = """roses tulips lilies daisies violets orchids poppies sunflowers irises pansies marigolds peonies dahlias
+asters carnations""".split()
+
+COUNTRIES = """Norway Sweden Finland Denmark Iceland Ireland France Spain Portugal Italy Greece Poland Austria Hungary
+Romania Croatia Turkey Egypt Morocco Kenya Ghana Nigeria Ethiopia Canada Mexico Cuba Brazil Peru Chile Argentina Japan
+China Korea Vietnam Thailand India Nepal Pakistan Australia""".split()
+
+SEASONS = "spring summer autumn winter".split()
 MONTHS = "January February March April May June July August September October November December".split()
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 COMPANY_ENDINGS = "Systems Motors Bank Labs Foods Group Works Airlines Press Tools".split()
@@ -154,6 +162,7 @@ def value(rng: random.Random, kind: str, held_out: bool) -> str:
     closed = {
         "colour": COLOURS, "food": FOODS, "drink": DRINKS, "job": JOBS, "hobby": HOBBIES,
         "instrument": INSTRUMENTS, "language": LANGUAGES, "animal": ANIMALS, "weekday": WEEKDAYS,
+        "flower": FLOWERS, "country": COUNTRIES, "season": SEASONS, "month": MONTHS,
     }  # fmt: skip
     if kind in closed:
         return rng.choice(closed[kind])
@@ -168,6 +177,14 @@ def value(rng: random.Random, kind: str, held_out: bool) -> str:
         return f"{word} {rng.choice(COMPANY_ENDINGS)}" if rng.random() < 0.4 else word
     if kind == "time":
         return f"{rng.randint(6, 22)}:{rng.randrange(0, 60, 5):02d}"
+    if kind == "clock":
+        minutes = f":{rng.randrange(0, 60, 5):02d}" if rng.random() < 0.5 else ""
+        return f"{rng.randint(1, 12)}{minutes} {rng.choice(('am', 'pm'))}"
+    if kind == "seat":
+        return f"{rng.randint(1, 48)}{rng.choice('ABCDEF')}"
+    if kind == "long date":
+        day, month, year = rng.randint(1, 28), rng.choice(MONTHS), rng.randint(1960, 2029)
+        return f"{month} {day}, {year}" if rng.random() < 0.5 else f"{day} {month} {year}"
     if kind == "date":
         day, month = rng.randint(1, 28), rng.choice(MONTHS)
         return f"{month} {day}" if rng.random() < 0.5 else f"{day} {month}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from experiments.data import ASKED
 from tests.server.process import ServerProcess, until
 from training.facts import FactGenerator
 
@@ -28,7 +29,7 @@ def ask(server: ServerProcess, tenant: str, question: str) -> str:
 
 def test_facts_it_never_saw_are_remembered(server: ServerProcess) -> None:
     """Twenty of the five hundred that ``experiments.recall`` asks; the floor here is that experiment's own."""
-    generator = FactGenerator(2026, held_out=True)
+    generator = FactGenerator(2026, held_out=True, relations=ASKED)
     facts = [generator.fact() for _ in range(20)]
     blank = remembered = later = 0
     for number, fact in enumerate(facts):
@@ -108,7 +109,7 @@ def test_logprobs_and_scores_agree(server: ServerProcess) -> None:
 
 
 def test_a_long_text_becomes_several_blocks(server: ServerProcess) -> None:
-    generator = FactGenerator(5, held_out=True)
+    generator = FactGenerator(5, held_out=True, relations=ASKED)
     facts = [generator.fact() for _ in range(12)]
     text = " ".join(fact.statement for fact in facts)
     answer = server.update("long", text, idempotency_key="once")

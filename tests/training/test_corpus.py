@@ -5,8 +5,10 @@ import re
 import pytest
 from tokenizers import Tokenizer
 
-from training.corpus import ANSWER, NO_LOSS, Corpus, GroupShape
-from training.facts import is_held_out
+from training.corpus import DONT_KNOW, MAX_CONTEXT, Corpus, alike
+from training.examples import ANSWER, NO_LOSS, UNKNOWN, Example, GroupShape, Key
+from training.facts import Claim, is_held_out
+from training.relations import NEAR
 from training.tokenizer import ASSISTANT, END, USER
 from training.variety import joined
 
@@ -28,7 +30,7 @@ def test_no_two_claims_of_a_group_contradict_each_other(corpus: Corpus) -> None:
 def test_a_changed_claim_is_asked_for_with_its_newest_value(corpus: Corpus) -> None:
     changed = asked = 0
     for _ in range(60):
-        group = corpus.group(GroupShape(4, changed=0.4))
+        group = corpus.group(GroupShape(4, changed=0.4)).examples
         newest = {claim.key: claim for example in group for claim in example.claims}
         old = {c.value for e in group for c in e.claims if newest[c.key] is not c} - {
             c.value for c in newest.values()
@@ -64,7 +66,7 @@ def test_training_names_and_values_are_not_held_out(corpus: Corpus) -> None:
 def test_answers_are_a_value_of_the_group_and_an_end(corpus: Corpus) -> None:
     end = corpus.end
     for _ in range(50):
-        group = corpus.group(GroupShape(4, running_text=0.1))
+        group = corpus.group(GroupShape(4, running_text=0.1)).examples
         values = {claim.value for example in group for claim in example.claims}
         for example in group:
             assert len(example.row) == len(example.kinds)
@@ -79,9 +81,102 @@ def test_answers_are_a_value_of_the_group_and_an_end(corpus: Corpus) -> None:
             assert answer == []
 
 
+def refused(corpus: Corpus, example: Example) -> list[str]:
+    """What the row asks for and nothing answers."""
+    asked, question = [], 0
+    for place, kind in enumerate(example.kinds):
+        begins = kind == UNKNOWN and example.kinds[place - 1] != UNKNOWN
+        if begins:
+            asked.append(corpus.tokenizer.decode(example.row[question:place]).strip())
+        if example.row[place] == corpus.end:
+            question = place + 1
+    return asked
+
+
+def test_what_is_refused_is_told_nowhere_in_the_pool(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each refused question is one of the relation and name that was drawn for it, and these stand in no context."""
+    drawn: list[Claim] = []
+    draw = corpus._unknown
+
+    def kept(told: list[Claim], elsewhere: frozenset[Key]) -> Claim:
+        drawn.append(draw(told, elsewhere))
+        return drawn[-1]
+
+    monkeypatch.setattr(corpus, "_unknown", kept)
+    same_relation = same_name = 0
+    for _ in range(150):
+        elsewhere = frozenset(
+            claim.key for claims in corpus.claims(GroupShape(20, first_person=0.9)) for claim in claims
+        )
+        drawn.clear()
+        group = corpus.group(GroupShape(4, unknown=0.8, changed=0.1), elsewhere)
+        told = {claim.key for example in group.examples for claim in example.claims}
+        assert len(drawn) == sum(len(refused(corpus, example)) for example in group.examples)
+        for claim in drawn:
+            for relation, name in told | elsewhere:
+                assert relation not in NEAR.get(claim.relation.name, claim.relation.name) or not alike(
+                    claim.name, name
+                )
+            same_relation += claim.relation.name in {relation for relation, _ in told}
+            same_name += claim.name is not None and claim.name in {name for _, name in told}
+    assert same_relation > 100
+    assert same_name > 100
+
+
+def test_a_group_that_is_not_told_asks_only_for_what_nobody_knows(corpus: Corpus) -> None:
+    for _ in range(20):
+        group = corpus.group(GroupShape(4, untold=1.0, in_prompt=1.0))
+        assert not group.told
+        for example in group.examples:
+            assert refused(corpus, example)
+            assert ANSWER not in example.kinds
+            assert not any(
+                claim.value in corpus.tokenizer.decode(example.row).split() for claim in example.claims
+            )
+    assert corpus.group(GroupShape(4)).told
+
+
+def test_the_answer_to_an_unknown_question_is_always_the_same(corpus: Corpus) -> None:
+    for _ in range(30):
+        for example in corpus.group(GroupShape(4, unknown=1.0)).examples:
+            answer = [t for t, k in zip(example.row, example.kinds, strict=True) if k == UNKNOWN]
+            assert corpus.tokenizer.decode(answer, skip_special_tokens=False).strip() == f"{DONT_KNOW}{END}"
+
+
+def test_every_answer_knows_the_context_it_was_told_in(corpus: Corpus) -> None:
+    for _ in range(50):
+        group = corpus.group(GroupShape(4, unknown=0.3, changed=0.2)).examples
+        for example in group:
+            assert len(example.told_in) == len(example.row)
+            for place, block in enumerate(example.told_in):
+                assert (block >= 0) == (example.kinds[place] == ANSWER)
+                if block >= 0 and example.told_in[place - 1] < 0:
+                    stop = example.row.index(corpus.end, place)
+                    answer = corpus.tokenizer.decode(example.row[place:stop]).strip()
+                    assert answer in {claim.value for claim in group[block].claims}
+
+
+def test_an_answer_stands_in_the_context_it_is_asked_from(corpus: Corpus) -> None:
+    """Claims that do not fit into a context are dropped rather than asked for."""
+    for _ in range(100):
+        for example in corpus.group(GroupShape(2, facts=(0, 0, 1))).examples:
+            assert len(example.context) <= MAX_CONTEXT
+            text = corpus.tokenizer.decode(example.context)
+            for claim in example.claims:
+                assert claim.value in text
+
+
+def test_names_that_share_a_word_may_mean_the_same_person() -> None:
+    assert alike("Anna", "Anna Tolvan")
+    assert alike(None, None)
+    assert not alike("Anna", "Annabel")
+    assert not alike("Anna", None)
+
+
 def test_some_contexts_stay_short_and_some_are_repeated(corpus: Corpus) -> None:
-    short = [len(corpus.group(GroupShape(1, facts=(1, 0, 0)))[0].context) < 16 for _ in range(100)]
-    assert 20 < sum(short) < 98
+    one = GroupShape(1, facts=(1, 0, 0))
+    short = [len(corpus.group(one).examples[0].context) < 16 for _ in range(100)]
+    assert 5 < sum(short) < 98
 
 
 def test_a_text_has_the_same_pieces_alone_and_after_another(tokenizer: Tokenizer) -> None:

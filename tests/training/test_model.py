@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.training import reference
-from training.corpus import batch_contexts, batch_rows
+from training.examples import batch_contexts, batch_rows
 from training.model import MemoryModel
 from training.packing import Packing
 from training.pools import gather_pools, simulate

@@ -5,8 +5,9 @@ import torch
 
 from tests.training import reference
 from training.evaluate import Memories
+from training.examples import ANSWER, NO_LOSS, TEXT, UNKNOWN, Example, Group
 from training.model import MemoryModel
-from training.pools import gather_pools, simulate
+from training.pools import gather_pools, leave_out_forgotten, simulate
 
 
 class Scripted:
@@ -70,3 +71,13 @@ def test_evaluation_updates_as_the_plain_implementation_does(model: MemoryModel)
             block = reference.write(model, Letters().encode(text, False), pool[:, -model.config.num_tokens :])
             pool = reference.forget(pool, block, 71, version)
         torch.testing.assert_close(memories.pool[:, 1], pool, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_from_a_block_that_is_all_but_forgotten_are_left_out_of_the_loss() -> None:
+    """Block 0 has 1 of its 8 tokens left, block 1 has 2; what nothing tells stays in."""
+    row = [TEXT, ANSWER, ANSWER, TEXT, UNKNOWN]
+    first, second = (Example([], [0] * 5, list(row), [-1, block, block, -1, -1]) for block in (0, 1))
+    ranks = torch.tensor([[[0, 4, 20, 21, 22]], [[8, 7, 20, 21, 22]]])
+    leave_out_forgotten([Group([first, second])], ranks, 4)
+    assert first.kinds == [TEXT, NO_LOSS, NO_LOSS, TEXT, UNKNOWN]
+    assert second.kinds == row

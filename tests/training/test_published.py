@@ -77,9 +77,11 @@ def test_a_run_goes_on_where_it_stopped(tokenizer: Tokenizer, tmp_path: Path) ->
     trainer = Trainer(arguments, 0)
     for stage in range(len(trainer.stages)):
         trainer.stage = stage
-        loss, answer_loss, exact = trainer.loss()
+        loss, (answer_loss, right, known, refused, unknown) = trainer.loss()
         assert answer_loss > 0
-        assert 0 <= exact <= 1
+        assert 0 <= right <= known
+        assert 0 <= refused <= unknown
+        assert known > 0
         gradients, _ = trainer.gradients(loss, [0.0])
         trainer.optimizer.step(gradients, 1e-3, 1e-3)
         trainer.step += 1

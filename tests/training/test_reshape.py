@@ -40,5 +40,5 @@ def test_the_trainer_takes_up_its_shape(model: MemoryModel, tokenizer: Tokenizer
     trainer = Trainer(arguments, 0)
     assert trainer.model.config == made.config
     assert trainer.stage == len(trainer.stages) - 1
-    loss, _, _ = trainer.loss()
+    loss, _ = trainer.loss()
     assert loss.item() > 0

@@ -1,37 +1,11 @@
-"""The relations facts are about, and how they are said and asked.
+"""The relations and wordings that the model in `app/pocket` was trained on; experiments ask it for no others.
 
-A template's `[third|first]` holds the wording about somebody else and the wording about the speaker; `{n}` is the
-subject's name and `{v}` the value. A statement that ends in `{v}.` also gives an unfinished sentence to complete.
+What it is training on now are those of `training.relations.RELATIONS`.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-_BRACKET = re.compile(r"\[([^|\]]*)\|([^\]]*)\]")
-
-
-@dataclass(frozen=True)
-class Relation:
-    """One relation; `subject` is "person", "word" (a thing with a spelled name) or "none" (the only one there is)."""
-
-    name: str
-    kind: str
-    statements: tuple[str, ...]
-    questions: tuple[str, ...]
-    subject: str = "person"
-
-    @property
-    def has_first_person(self) -> bool:
-        """Whether the speaker can say it of themselves."""
-        return self.subject == "person"
-
-
-def word_it(template: str, name: str | None) -> str:
-    """Choose the third-person wording for `name`, or the first-person one if it is None; `{v}` stays."""
-    text = _BRACKET.sub(lambda match: match.group(2 if name is None else 1), template)
-    return text if name is None else text.replace("{n}", name)
+from training.relations.relation import Relation
 
 
 def _own(name: str, kind: str, noun: str, *more: tuple[tuple[str, ...], tuple[str, ...]]) -> Relation:
@@ -70,7 +44,7 @@ def _kin(noun: str) -> Relation:
     )  # fmt: skip
 
 
-RELATIONS: tuple[Relation, ...] = (
+FIRST: tuple[Relation, ...] = (
     Relation("home", "word",
              ("[{n} lives|I live] in {v}.", "[{n}'s|My] home is in {v}.", "[{n} has|I have] a house in {v}.",
               "[{n} moved|I moved] to {v}."),
@@ -208,5 +182,3 @@ RELATIONS: tuple[Relation, ...] = (
              ("What is the project called?", "What is our project's name?",
               "What's the name of the project?"), "none"),
 )  # fmt: skip
-
-OPEN_KINDS = frozenset({"word", "person", "company", "time", "date", "number", "year", "phone", "code"})
