@@ -138,8 +138,9 @@ def weight_of(request: Request) -> int:
 def tenant_of(request: Request, named: str | None, *, param: str = "tenant") -> str:
     """The tenant that a request is about: the one it names, or the one its key is for.
 
-    Notes it for the log, where only a mark of it is written, and counts the request among the tenant's. Raises
-    TenantNotFound for one that is not the key's, InvalidRequest if none is named and none is clear, QuotaExceeded.
+    Notes it for the log, where only a mark of it is written, and takes a place for the request among the tenant's.
+    Raises TenantNotFound for one that is not the key's, InvalidRequest if none is named and none is clear,
+    QuotaExceeded, TenantBusy, ServerBusy.
     """
     access = access_of(request)
     tenant = named
@@ -149,8 +150,10 @@ def tenant_of(request: Request, named: str | None, *, param: str = "tenant") -> 
         raise InvalidRequest("a tenant is needed", param=param)
     require(request, tenant)
     request.state.tenant = tenant
-    access.wait = place_of(request).wait
+    place = place_of(request)
+    access.wait = place.wait
     access.enter(tenant)
+    place.enter(tenant)
     return tenant
 
 

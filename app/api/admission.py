@@ -67,6 +67,7 @@ class Place:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._tenant: str | None = None
+        self._listed = self._refused = False
         self._bytes = self._tokens = self._whole = 0
 
     def take_bytes(self, count: int) -> None:
@@ -76,6 +77,13 @@ class Place:
         self._admission.check_server("bytes", count)
         self._admission.server.bytes.take(count)
         self._bytes += count
+
+    def enter_list(self) -> None:
+        """The request is about tenants and no one's own. Raises ServerBusy."""
+        if not self._listed:
+            self._admission.check_server("requests", 1)
+            self._admission.server.requests.take(1)
+            self._listed = True
 
     def enter(self, tenant: str) -> None:
         """The request is the tenant's, and is about to be worked on. Raises TenantBusy, ServerBusy."""
@@ -106,8 +114,13 @@ class Place:
         if what != "bytes":
             self._admission.check_server(what, amount)
 
-    def take_tokens(self, count: int, param: str) -> None:
-        """The request's tokens, before they are sent. Raises TooManyTokens (for ever), TenantBusy, ServerBusy."""
+    def take_tokens(self, count: int, param: str | None) -> None:
+        """The request's tokens, before they are sent. Raises TooManyTokens (for ever), TenantBusy, ServerBusy.
+
+        Without ``param`` they were let in before: more than can wait are as many as can.
+        """
+        if param is None:
+            count = min(count, self._admission.most_tokens)
         if count > self._admission.most_tokens:
             raise TooManyTokens(
                 f"{count:,} tokens are more than the {self._admission.most_tokens:,} that can wait here",
@@ -126,10 +139,16 @@ class Place:
         left = 0
         if isinstance(part, UpdateProgress):
             left = min(self._tokens, self._whole * (part.total - part.done) // part.total)
-        elif isinstance(part, ServerBusy):
-            part.retry_after = max(part.retry_after or 0.0, self._admission.server.requests.wait())
-        elif isinstance(part, TenantBusy) and self._tenant is not None:
-            part.retry_after = max(part.retry_after or 0.0, self.wait(self._tenant))
+        elif isinstance(part, ServerBusy | TenantBusy) and self._tenant is not None:
+            # the worker has no room left, whatever is free here: until another one has ended
+            self._refused = True
+            owner = (
+                self._admission.tenants[self._tenant]
+                if isinstance(part, TenantBusy)
+                else self._admission.server
+            )
+            wait = owner.requests.wait(most=owner.requests.used)
+            part.retry_after = max(part.retry_after or 0.0, wait)
         self._give_tokens(self._tokens - left)
 
     def _give_tokens(self, count: int) -> None:
@@ -149,10 +168,12 @@ class Place:
         if self._tenant is not None:
             own = self._admission.tenants[self._tenant]
             for bounds in (own, self._admission.server):
-                bounds.requests.give(1)
+                bounds.requests.give(1, done=not self._refused)
             own.bytes.give(self._bytes)
             self._admission.forget(self._tenant)
-        self._tenant, self._bytes = None, 0
+        if self._listed:
+            self._admission.server.requests.give(1)
+        self._tenant, self._bytes, self._listed, self._refused = None, 0, False, False
 
 
 class Admit:

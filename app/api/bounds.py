@@ -40,13 +40,16 @@ class Bound:
             self._since = self._clock()
         self.used += amount
 
-    def give(self, amount: int) -> None:
+    def give(self, amount: int, *, done: bool = True) -> None:
+        """``done``: it has been served, which says something of the pace."""
         if not amount:
             return
         busy = self._busy_seconds()
         self.used -= amount
         if not self.used:
             self._busy = busy
+        if not done:
+            return
         self._given.append((busy, amount))
         self._sum += amount
         self._forget(busy)

@@ -43,7 +43,6 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
     client = services.workers.of(tenant)
     model = client.require()
     place = place_of(request)
-    place.enter(tenant)
     if body.stops:
         need(client.tokenizer, "stop")
     tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, body.max_tokens)

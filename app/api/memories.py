@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from app.api.access import access_of, require
+from app.api.admission import place_of
 from app.api.answers import TenantAnswer
 from app.api.body import JsonRoute
 from app.api.schemas import ForkBody, RollbackBody
@@ -27,7 +28,7 @@ async def fork(tenant: Named, body: ForkBody, request: Request, services: Use) -
 
 
 @router.post("/{tenant}/rollback", summary="Go back to an earlier version of a memory")
-async def rollback(tenant: Named, body: RollbackBody, services: Use) -> TenantAnswer:
+async def rollback(tenant: Named, body: RollbackBody, request: Request, services: Use) -> TenantAnswer:
     """Takes its turn behind the updates that came before it. Generations that run go on with what they read."""
     message = RollbackTenant(new_id(), tenant, body.version)
-    return tenant_answer(await ask(services, tenant, message, TenantInfo))
+    return tenant_answer(await ask(services, tenant, message, TenantInfo, place_of(request)))

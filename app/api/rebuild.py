@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from app.api import contexts
+from app.api.admission import Place, place_of
 from app.api.answers import RebuildAnswer
 from app.api.body import JsonRoute
 from app.api.schemas import RebuildBody
@@ -49,19 +50,22 @@ _MOST_TOKENS = 2**31
         200: {"content": {"text/event-stream": {}}, "description": "durable (or the events until it is)"}
     },
 )
-async def rebuild(tenant: Named, body: RebuildBody, services: Use) -> Response | RebuildAnswer:
+async def rebuild(
+    tenant: Named, body: RebuildBody, request: Request, services: Use
+) -> Response | RebuildAnswer:
     """What a memory of another model needs. The old one stays until the new one takes its place, all at once."""
+    rebuilt = _rebuilt(services, tenant, body.force, place_of(request))
     if body.stream:
-        return EventStream(_events(services, tenant, body.force))
-    async with aclosing(_rebuilt(services, tenant, body.force)) as rebuilding:
+        return EventStream(_events(rebuilt))
+    async with aclosing(rebuilt) as rebuilding:
         async for part in rebuilding:
             if isinstance(part, RebuildAnswer):
                 return part
     raise AssertionError("a rebuild ends in an answer or an error")
 
 
-async def _events(services: Services, tenant: str, force: bool) -> AsyncGenerator[bytes]:
-    async with aclosing(_rebuilt(services, tenant, force)) as rebuilding:
+async def _events(rebuilt: AsyncGenerator[UpdateProgress | RebuildAnswer | None]) -> AsyncGenerator[bytes]:
+    async with aclosing(rebuilt) as rebuilding:
         async for part in rebuilding:
             if isinstance(part, RebuildAnswer):
                 yield event(part, "done")
@@ -77,7 +81,7 @@ async def _events(services: Services, tenant: str, force: bool) -> AsyncGenerato
 
 
 async def _rebuilt(
-    services: Services, tenant: str, force: bool
+    services: Services, tenant: str, force: bool, place: Place
 ) -> AsyncGenerator[UpdateProgress | RebuildAnswer | None]:
     """Progress, None for silence, and in the end the answer. Raises TextsNotKept, NoTokenizer, VersionConflict…"""
     client = services.workers.of(tenant)
@@ -92,8 +96,9 @@ async def _rebuilt(
             tokenizer = need(client.tokenizer, "tenant")
             pieces = await asyncio.to_thread(_pieces, texts, model, tokenizer)
         message = RebuildTenant(new_id(), tenant, texts.lineage, texts.memory_version, pieces)
+        place.take_tokens(sum(len(piece.tokens) for piece in pieces), None)
         try:
-            with client.open(message) as stream:
+            with client.open(message, place) as stream:
                 async for part in parts(stream):
                     if isinstance(part, Reply):
                         assert isinstance(part.body, TenantInfo)

@@ -26,7 +26,6 @@ async def score(body: ScoreBody, request: Request, services: Use) -> ScoreAnswer
     client = services.workers.of(tenant)
     model = client.require()
     place = place_of(request)
-    place.enter(tenant)
     prompt, continuation = await scored_tokens(model, client.tokenizer, body.prompt, body.continuation)
     place.take_tokens(len(prompt) + len(continuation), "continuation")
     message = Score(

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import structlog
 
+from app.api.bounds import Bound, Clock
 from app.errors import ServerBusy, StoreFull, TenantErased
 
 log = structlog.get_logger("api")
@@ -83,10 +85,10 @@ class Spool:
     ``working`` bounds those that the worker has in hand: each takes a pool or two of its host memory.
     """
 
-    def __init__(self, root: Path | None, most: int) -> None:
+    def __init__(self, root: Path | None, most: int, clock: Clock = time.monotonic) -> None:
         self.root = root or Path(tempfile.gettempdir())
         self.working = asyncio.Semaphore(2)
-        self._most = most
+        self._places = Bound(most, clock)
         self._directory: Path | None = None
         self._lock = -1
         self._open: set[SpoolFile] = set()
@@ -94,8 +96,9 @@ class Spool:
     @contextmanager
     def file(self, tenant: str) -> Iterator[SpoolFile]:
         """A new empty file, gone when the context is left. Raises ServerBusy, OSError."""
-        if len(self._open) >= self._most:
-            raise ServerBusy("too many memories are being exported or imported", retry_after=5.0)
+        if not self._places.fits(1):
+            wait = self._places.wait()
+            raise ServerBusy("too many memories are being exported or imported", retry_after=wait)
         try:
             file = SpoolFile(self._own() / uuid.uuid4().hex, tenant)
         except FileNotFoundError:
@@ -103,10 +106,12 @@ class Spool:
             self._disown()
             file = SpoolFile(self._own() / uuid.uuid4().hex, tenant)
         self._open.add(file)
+        self._places.take(1)
         try:
             yield file
         finally:
             self._open.discard(file)
+            self._places.give(1)
             file.close()
 
     def revoke(self, tenant: str) -> int:

@@ -84,6 +84,7 @@ class Supervisor:
                 pause = min(_FIRST_BACKOFF * 2 ** (failures - 1), _LONGEST_BACKOFF)
                 log.error("worker ended", reason=reason, restart_in=pause)
                 self._client.metrics.restarts.inc()
+                self._client.delayed(pause)
                 await asyncio.sleep(pause)
         finally:
             self._context.destroy(linger=0)

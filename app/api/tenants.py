@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Depends, Path, Query, Request
 
 from app.api.access import Access, access_of, tenant_of
+from app.api.admission import Place, place_of
 from app.api.answers import (
     ErasedAnswer,
     HistoryAnswer,
@@ -64,8 +65,11 @@ def named(request: Request, tenant: Annotated[str, Path(min_length=1, descriptio
 Named = Annotated[str, Depends(named)]
 
 
-async def ask(services: Services, tenant: str, question: Question, kind: type[Body]) -> Body:
-    part = await services.workers.of(tenant).ask(question)
+async def ask(
+    services: Services, tenant: str, question: Question, kind: type[Body], place: Place | None = None
+) -> Body:
+    """The answer of the tenant's worker. ``place`` is wanted for what waits in the scheduler's queues."""
+    part = await services.workers.of(tenant).ask(question, place)
     assert isinstance(part, Reply)
     assert isinstance(part.body, kind)
     return part.body
@@ -104,6 +108,7 @@ async def page(
             check_tenant(after)
         except ValueError as error:
             raise InvalidRequest(str(error), param="after") from None
+    place_of(request).enter_list()
     access = access_of(request)
     if access.unbound:
         listed = await ask(services, "", ListTenants(new_id(), after, limit), TenantList)

@@ -51,7 +51,6 @@ async def update(
     # with a key the update can be sent to another worker if this one ends
     key = _one_key(body.idempotency_key, idempotency_key) or f"{SERVER_KEY}{new_id()}"
     place = place_of(request)
-    place.enter(tenant)
     cut, short = await _contexts(body, model, client.tokenizer, services.settings)
     param = "text" if body.messages is None else "messages"
     place.take_tokens(sum(len(context.tokens) for context in cut), param)

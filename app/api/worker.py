@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from app.api.admission import Place
+from app.api.bounds import LONGEST, SHORTEST
 from app.api.metrics import Metrics
 from app.api.stream import Part, Question, Stream
 from app.api.suspects import MOST_CRASHES, SERVER_KEY, Suspects, crashed
@@ -40,8 +41,6 @@ from app.messages import (
 
 log = structlog.get_logger("api")
 
-RETRY_AFTER = 5.0
-_LONGEST = 60.0
 # a request that waits for a new worker is given up after this
 RESEND_SECONDS = 30.0
 # a request that was in a worker when it ended is sent again by itself; with no answer and no crash after this, the next
@@ -76,7 +75,7 @@ class WorkerClient:
         self._suspects = Suspects()
         self._ends = 0
         # when the worker was begun, how long the last one took to be ready, and when this one will be (0: not known)
-        self._attached = self._starting = self._ready_at = 0.0
+        self._attached, self._starting, self._ready_at = time.monotonic(), 0.0, 0.0
         # they were in a worker that ended, and wait for the next one
         self._held: deque[Stream] = deque()
         self._resending: asyncio.Task[None] | None = None
@@ -100,9 +99,12 @@ class WorkerClient:
         return self.model is not None and not self.draining
 
     def _retry_after(self) -> float:
-        """Seconds until a worker is ready, or the next server can have the place of this one, as far as is known."""
-        left = self._ready_at - time.monotonic()
-        return min(max(left, 1.0), _LONGEST) if self._ready_at else RETRY_AFTER
+        """Seconds until a worker is ready, or the next server can have the place of this one, as far as is known.
+
+        What takes longer than was thought, or of which nothing is known, takes as long again as it has.
+        """
+        left = abs((self._ready_at or self._attached) - time.monotonic())
+        return min(max(left, SHORTEST), LONGEST)
 
     def open(self, request: Question, place: Place | None = None) -> Stream:
         """The answers to ``request``, which is sent when the stream is entered. ``place`` hears how it goes."""
@@ -187,7 +189,17 @@ class WorkerClient:
             stream.crashes = max(stream.crashes, self._suspects.blame(stream.request, self._ends))
         if stream.crashes >= MOST_CRASHES:
             return crashed()
-        return None if stream.repeatable else _gone(stream, reason)
+        return None if stream.repeatable else self._gone(stream, reason)
+
+    def _gone(self, stream: Stream, reason: str) -> WorkerUnavailable:
+        if isinstance(stream.request, Update):
+            own = not (stream.request.idempotency_key or SERVER_KEY).startswith(SERVER_KEY)
+            reason += "; whether the update was taken in is not known here: " + (
+                "a retry with the same idempotency key is safe"
+                if own
+                else "the tenant's history tells, and with an idempotency key a retry would be safe"
+            )
+        return WorkerUnavailable(reason, retry_after=self._retry_after())
 
     def _fail(self, stream: Stream, error: ServiceError) -> None:
         del self._open[stream.request.id]
@@ -196,7 +208,7 @@ class WorkerClient:
     def _give_up(self, streams: list[Stream], reason: str) -> None:
         for stream in streams:
             if self.model is None and not stream.sent and self._open.get(stream.request.id) is stream:
-                self._fail(stream, _gone(stream, reason))
+                self._fail(stream, self._gone(stream, reason))
 
     async def _resend(self) -> None:
         """One after another: if it is one of them that ends workers, it is to be alone with it."""
@@ -211,6 +223,11 @@ class WorkerClient:
                 async with asyncio.timeout(ALONE_SECONDS):
                     await stream.answered.wait()
 
+    def delayed(self, seconds: float) -> None:
+        """The next incarnation begins only after a pause."""
+        if self._ready_at:
+            self._ready_at += seconds
+
     def drain(self, seconds: float) -> None:
         """Nothing new from here on; the worker finishes what runs, then exits."""
         self.draining = True
@@ -221,7 +238,7 @@ class WorkerClient:
         """Every open request ends in WorkerUnavailable."""
         self._held.clear()
         for stream in list(self._open.values()):
-            self._fail(stream, _gone(stream, reason))
+            self._fail(stream, self._gone(stream, reason))
 
     def received(self, answers: Sequence[Answer], now: float) -> None:
         """Hands each answer to the request that waits for it; answers to nobody are dropped."""
@@ -238,6 +255,8 @@ class WorkerClient:
                     error = from_code(
                         answer.code, answer.message, param=answer.param, retry_after=answer.retry_after
                     )
+                    if isinstance(error, WorkerUnavailable):
+                        error.retry_after = self._retry_after()
                     stream.put(error)
                 else:
                     stream.put(answer)
@@ -255,17 +274,6 @@ class WorkerClient:
         self.reason = ""
         self.settled.set()
         self._resending = asyncio.get_running_loop().create_task(self._resend())
-
-
-def _gone(stream: Stream, reason: str) -> WorkerUnavailable:
-    if isinstance(stream.request, Update):
-        own = not (stream.request.idempotency_key or SERVER_KEY).startswith(SERVER_KEY)
-        reason += "; whether the update was taken in is not known here: " + (
-            "a retry with the same idempotency key is safe"
-            if own
-            else "the tenant's history tells, and with an idempotency key a retry would be safe"
-        )
-    return WorkerUnavailable(reason, retry_after=RETRY_AFTER)
 
 
 class Workers:

@@ -162,10 +162,7 @@ class Engine:
     def end(self) -> None:
         """The time to drain is over: fails what is left. A block that is being written is written, and told of."""
         self.ended = True
-        self._fail_jobs(
-            self.scheduler.all(),
-            WorkerUnavailable(SHUT_DOWN, retry_after=5.0),
-        )
+        self._fail_jobs(self.scheduler.all(), WorkerUnavailable(SHUT_DOWN))
 
     # ------------------------------------------------------------ requests
 
@@ -178,7 +175,7 @@ class Engine:
         else:
             try:
                 if self.draining:
-                    raise WorkerUnavailable("the server is shutting down", retry_after=5.0)
+                    raise WorkerUnavailable("the server is shutting down")
                 if isinstance(message, Generate | Score):
                     self._take_read(message)
                 elif isinstance(message, Update):

@@ -81,14 +81,15 @@ class Scheduler:
     # ------------------------------------------------------------ coming and going
 
     def submit(self, job: Job) -> None:
-        """Puts a job at the end of its tenant's queue. Raises TenantBusy or ServerBusy over the bounds."""
+        """Puts a job at the end of its tenant's queue. Raises TenantBusy or ServerBusy over the bounds: how long
+        to wait is for who measures it to say."""
         own = self._active.get(job.tenant, 0)
         if own >= self.limits.queue_requests_tenant:
-            raise TenantBusy("this tenant has too many requests waiting", retry_after=1.0)
+            raise TenantBusy("this tenant has too many requests waiting")
         if len(self._jobs) >= self.limits.queue_requests:
-            raise ServerBusy("too many requests are waiting", retry_after=1.0)
+            raise ServerBusy("too many requests are waiting")
         if self._waiting_tokens + job.waiting_tokens > self.limits.queue_tokens and self._jobs:
-            raise ServerBusy("too many tokens are waiting", retry_after=2.0)
+            raise ServerBusy("too many tokens are waiting")
         if job.tenant not in self._queues:
             self._counters.enter(job.tenant, self._queues)
         self._counters.weigh(job.tenant, job.weight)
