@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from training.corpus import DONT_KNOW
 from training.examples import batch_contexts, batch_rows
 from training.facts import Fact, FactGenerator
 from training.model import MemoryModel
@@ -86,8 +87,8 @@ class Memories:
             texts.append(self.tokenizer.decode(answer, skip_special_tokens=True).strip())
         return texts
 
-    def ask(self, facts: Sequence[Fact], form: str = "chat", with_text: bool = False) -> Tensor:
-        """Ask each memory for its fact: bool [B], whether the answer is exactly the value."""
+    def answers(self, facts: Sequence[Fact], form: str = "chat", with_text: bool = False) -> list[str]:
+        """Ask each memory for its fact."""
         prompts = []
         for fact in facts:
             question = f"{fact.statement} {fact.question}" if with_text else fact.question
@@ -99,8 +100,16 @@ class Memories:
             else:
                 text = fact.completion_prompt if form == "unfinished" and fact.completion_prompt else question
             prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
-        answers = self.generate(prompts)
+        return self.generate(prompts)
+
+    def ask(self, facts: Sequence[Fact], form: str = "chat", with_text: bool = False) -> Tensor:
+        """Ask each memory for its fact: bool [B], whether the answer is exactly the value."""
+        answers = self.answers(facts, form, with_text)
         return torch.tensor([answer == fact.answer for answer, fact in zip(answers, facts, strict=True)])
+
+    def refuses(self, facts: Sequence[Fact]) -> Tensor:
+        """Ask each memory for a fact it was not told: bool [B], whether it says that it does not know."""
+        return torch.tensor([answer == DONT_KNOW for answer in self.answers(facts)])
 
 
 class Evaluation:
@@ -126,6 +135,7 @@ class Evaluation:
         statements = [fact.statement for fact in facts]
         empty = self._memories(len(facts))
         self._keep("empty memory", empty.ask(facts))
+        self._keep("empty memory, says it does not know", empty.refuses(facts))
         self._keep("empty memory, text in the prompt", empty.ask(facts, with_text=True))
         repeated = self._memories(len(facts))
         repeated.update(statements, repeat=True)
@@ -169,6 +179,10 @@ class Evaluation:
         for count in range(max(counts) + 1):
             if count in counts:
                 self._keep(f"after {count} others of the same relation", memories.ask(facts))
+            if count == max(counts):
+                others = [self.generator.about_others(fact) for fact in facts]
+                row = f"told of {count + 1} people, asked for another, says it does not know"
+                self._keep(row, memories.refuses(others))
             memories.update([self.generator.about_others(fact).statement for fact in facts])
 
 

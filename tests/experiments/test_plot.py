@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
+from experiments import curve
 from experiments.plot import Curve, line_chart, ticks
+from training.progress import Point
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -43,3 +46,13 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
 def test_no_points_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing"):
         line_chart("", "", "", [Curve("none", [])])
+
+
+def test_the_curve_of_a_training_run(tmp_path: Path) -> None:
+    for step in (25, 50):
+        Point(step, 1.0, "full pool", 0.5, 0.25, 1.0, 1.0).keep(tmp_path / "curve.csv")
+    drawn = curve.chart(tmp_path / "curve.csv")
+    assert drawn.count("<circle") == 4
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no column 'step'"):
+        curve.chart(tmp_path / "other.csv")
