@@ -216,11 +216,10 @@ class Drain(Message, frozen=True):
     seconds: float
 
 
-Request = (
+Question = (
     Generate
     | Update
     | Score
-    | Cancel
     | CreateTenant
     | ListTenants
     | GetTenant
@@ -233,8 +232,8 @@ Request = (
     | ImportTenant
     | GetTexts
     | RebuildTenant
-    | Drain
 )
+Request = Question | Cancel | Drain
 
 # ---------------------------------------------------------------- worker -> API
 

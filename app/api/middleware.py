@@ -46,6 +46,8 @@ class Requests:
         sent = _header(scope, b"x-request-id")
         id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
         scope["request_id"] = id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=id)
         _keep_tenant_encoded(scope)
         status = 0
         began = scope.setdefault("began", time.perf_counter())
@@ -78,7 +80,7 @@ class Requests:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self.metrics.requests.labels(route, method, str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
-        fields: dict[str, Any] = {"id": id, "method": method, "route": route, "status": status}
+        fields: dict[str, Any] = {"request_id": id, "method": method, "route": route, "status": status}
         tenant = scope.get("state", {}).get("tenant")
         if tenant is not None:
             fields["tenant"] = tenant_mark(tenant)

@@ -35,6 +35,7 @@ def run_server(settings: Settings, *, command: Sequence[str] = WORKER) -> int:
     on standard error).
     """
     logs.configure(settings)
+    logs.own_process()
     try:
         keys = None if settings.keys_file is None else WatchedRing(settings.keys_file)
     except BadKeysFile as error:
@@ -71,6 +72,7 @@ async def _serve(
     # from the first moment on: a server that is still loading ends with 0 too
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.loop_error)
 
     def stop_now() -> None:
         # asked twice: whoever asks does not want to wait

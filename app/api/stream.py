@@ -11,22 +11,16 @@ from app.api.admission import Place
 from app.errors import ClientTooSlow, DeadlineExceeded, ServiceError
 from app.messages import (
     Cancel,
-    CreateTenant,
-    EraseTenant,
-    ExportTenant,
     Finished,
-    ForkTenant,
     Generate,
     GetHistory,
     GetMemory,
     GetTenant,
     GetTexts,
-    ImportTenant,
     ListTenants,
-    RebuildTenant,
+    Question,
     Reply,
     Request,
-    RollbackTenant,
     Score,
     Scored,
     Tokens,
@@ -38,23 +32,6 @@ from app.messages import (
 # after its deadline a request's worker has this long to say so
 LATE_SECONDS = 2.0
 
-Question = (
-    Generate
-    | Update
-    | Score
-    | CreateTenant
-    | ListTenants
-    | GetTenant
-    | EraseTenant
-    | GetMemory
-    | GetHistory
-    | ForkTenant
-    | RollbackTenant
-    | ExportTenant
-    | ImportTenant
-    | GetTexts
-    | RebuildTenant
-)
 Part = Tokens | Finished | UpdateProgress | Updated | Scored | Reply
 
 

@@ -91,7 +91,11 @@ class EventStream(Response):
                     return
                 await put(b"", more=False)
             except TimeoutError:
-                log.info("stream cut off: its client does not read", id=scope["request_id"], seconds=seconds)
+                log.info(
+                    "stream cut off: its client does not read",
+                    request_id=scope["request_id"],
+                    seconds=seconds,
+                )
                 if "abort" in scope:
                     scope["abort"]()
 

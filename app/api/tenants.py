@@ -24,7 +24,6 @@ from app.api.answers import (
 from app.api.body import JsonRoute
 from app.api.schemas import MAX_TENANT, TenantBody, check_tenant
 from app.api.services import Services, Use
-from app.api.stream import Question
 from app.api.suspects import SERVER_KEY
 from app.api.worker import new_id
 from app.errors import InvalidRequest
@@ -38,6 +37,7 @@ from app.messages import (
     History,
     ListTenants,
     MemoryView,
+    Question,
     Reply,
     TenantInfo,
     TenantList,

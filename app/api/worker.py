@@ -15,7 +15,7 @@ import structlog
 from app.api.admission import Place
 from app.api.bounds import LONGEST, SHORTEST
 from app.api.metrics import Metrics
-from app.api.stream import Part, Question, Stream
+from app.api.stream import Part, Stream
 from app.api.suspects import MOST_CRASHES, SERVER_KEY, Suspects, crashed
 from app.api.tokens import Tokenizer
 from app.errors import ServiceError, WorkerUnavailable, from_code
@@ -30,6 +30,7 @@ from app.messages import (
     GetTexts,
     ListTenants,
     ModelInfo,
+    Question,
     Ready,
     Request,
     Stats,
@@ -45,6 +46,7 @@ log = structlog.get_logger("api")
 RESEND_SECONDS = 30.0
 # a request that was in a worker when it ended is sent again by itself; with no answer and no crash after this, the next
 ALONE_SECONDS = 1.0
+_MOST_LOGGED = 16
 
 
 def new_id() -> str:
@@ -122,6 +124,8 @@ class WorkerClient:
 
     def submit(self, stream: Stream) -> None:
         self.require()
+        # the line of the HTTP request names it too
+        structlog.contextvars.bind_contextvars(job=stream.request.id)
         self._suspects.check(stream.request)
         self._open[stream.request.id] = stream
         stream.sent = True
@@ -171,7 +175,11 @@ class WorkerClient:
             self.end(reason)
             return
         self._ends += 1
-        for stream in [stream for stream in self._open.values() if stream.sent and not stream.ended]:
+        inside = [stream for stream in self._open.values() if stream.sent and not stream.ended]
+        if inside:
+            jobs = [stream.request.id for stream in inside]
+            log.warning("requests were in the worker", requests=len(jobs), jobs=jobs[:_MOST_LOGGED])
+        for stream in inside:
             error = self._fate(stream, reason)
             if error is not None:
                 self._fail(stream, error)

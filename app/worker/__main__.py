@@ -61,6 +61,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(settings)
+    logs.own_process()
     background = Background()
     loop = Loop(endpoint, background)
     try:

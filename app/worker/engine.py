@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import takewhile
 
+from app import logs
 from app.errors import (
     SHUT_DOWN,
     DeadlineExceeded,
@@ -29,6 +30,7 @@ from app.messages import (
     EraseTenant,
     Failed,
     Generate,
+    Question,
     Request,
     Score,
     Stats,
@@ -173,21 +175,25 @@ class Engine:
         elif isinstance(message, Drain):
             self.draining = True
         else:
-            try:
-                if self.draining:
-                    raise WorkerUnavailable("the server is shutting down")
-                if isinstance(message, Generate | Score):
-                    self._take_read(message)
-                elif isinstance(message, Update):
-                    self._take_update(message)
-                elif isinstance(message, MemoryRequest):
-                    self.memories.handle(message)
-                elif isinstance(message, TransferRequest):
-                    self.transfers.handle(message)
-                else:
-                    self.tenants.handle(message)
-            except ServiceError as error:
-                self.fail(message.id, error)
+            with logs.about(message.id):
+                self._take(message)
+
+    def _take(self, message: Question) -> None:
+        try:
+            if self.draining:
+                raise WorkerUnavailable("the server is shutting down")
+            if isinstance(message, Generate | Score):
+                self._take_read(message)
+            elif isinstance(message, Update):
+                self._take_update(message)
+            elif isinstance(message, MemoryRequest):
+                self.memories.handle(message)
+            elif isinstance(message, TransferRequest):
+                self.transfers.handle(message)
+            else:
+                self.tenants.handle(message)
+        except ServiceError as error:
+            self.fail(message.id, error)
 
     def emit(self, answer: Answer) -> None:
         self.outbox.append(answer)
@@ -308,7 +314,8 @@ class Engine:
         now = time.monotonic()
         # those that start pin their memories first, before others' loading looks for one to evict
         for job in plan.start:
-            self._start(job, now)
+            with logs.about(job.id):
+                self._start(job, now)
         sent = self.residency.sent
         self._bring(plan.wanted, now)
         if not plan.idle:
@@ -372,10 +379,11 @@ class Engine:
         for run in runs:
             if run.current is None or not run.current.finished:
                 continue
-            if isinstance(run, UpdateRun):
-                self.updates.computed(run)
-            else:
-                self.memories.rebuilds.computed(run)
+            with logs.about(run.job.id):
+                if isinstance(run, UpdateRun):
+                    self.updates.computed(run)
+                else:
+                    self.memories.rebuilds.computed(run)
 
     # ------------------------------------------------------------ updates
 

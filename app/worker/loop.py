@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import socket
 import sys
 import threading
@@ -31,16 +32,18 @@ class Background:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(BACKGROUND_THREADS, thread_name_prefix="background")
-        self._results: SimpleQueue[tuple[Done, object, ServiceError | None]] = SimpleQueue()
+        self._results: SimpleQueue[Callable[[], None]] = SimpleQueue()
         # a byte on this socket wakes the loop's poll
         self.wake, self._bell = socket.socketpair()
         self.wake.setblocking(False)
         self._bell.setblocking(False)
 
     def submit(self, work: Callable[[], object], done: Done) -> None:
-        self._threads.submit(self._run, work, done)
+        """``work`` in a thread, then ``done`` in the loop's; both log about the job that is logged about here."""
+        context = contextvars.copy_context()
+        self._threads.submit(context.run, self._run, work, done, context.copy())
 
-    def _run(self, work: Callable[[], object], done: Done) -> None:
+    def _run(self, work: Callable[[], object], done: Done, context: contextvars.Context) -> None:
         result: object = None
         error: ServiceError | None = None
         try:
@@ -50,7 +53,7 @@ class Background:
         except Exception:
             log.exception("background work failed")
             error = ServiceError("an internal error; the server's log has the details")
-        self._results.put((done, result, error))
+        self._results.put(lambda: context.run(done, result, error))
         try:
             self._bell.send(b"x")
         except BlockingIOError:
@@ -64,8 +67,7 @@ class Background:
         except BlockingIOError:
             pass
         while not self._results.empty():
-            done, result, error = self._results.get()
-            done(result, error)
+            self._results.get()()
 
     def close(self) -> None:
         self._threads.shutdown(wait=True)

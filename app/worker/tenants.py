@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app import logs
 from app.errors import InvalidRequest, ServiceError, TenantErased, TenantNotFound
 from app.memory.residency import Erasure, Residency
 from app.messages import (
@@ -209,4 +210,5 @@ class Tenants:
             )
             self.engine.emit(Reply(message.id, told))
 
-        self.engine.background(message.tenant, work, done)
+        with logs.about(message.id):
+            self.engine.background(message.tenant, work, done)

@@ -37,7 +37,7 @@ class ServerProcess:
         flags = {"host": "127.0.0.1", "port": 0, "store": f"disk://{store}", "model": model, **options}
         command = [sys.executable, "-m", "app.cli", "serve"]
         for name, value in flags.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MEMORYLLM_")}
         self.process = subprocess.Popen(
             command,
