@@ -4,7 +4,8 @@
 
 Needs locust alone (``pip install '.[load]'``). The users share ``TENANTS`` memories, drawn by a Zipf law and erased at
 the end. An answer from a version older than the last acknowledged update counts as a failure, whatever its status, and
-so does a stream without its end. A server with keys needs an admin's in MEMORYLLM_API_KEY.
+so does a stream without its end. A server with keys needs an admin's in MEMORYLLM_API_KEY; the same LOAD_SEED makes the
+same people.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ LONGEST_WAIT = 30.0
 
 _RUN = secrets.token_hex(4)
 _CROWD = Crowd(
-    [f"load-{_RUN}-{number}" for number in range(TENANTS)], random.Random(), Habits(fixed_length=False)
+    [f"load-{_RUN}-{number}" for number in range(TENANTS)],
+    random.Random(os.environ.get("LOAD_SEED")),
+    Habits(fixed_length=False),
 )
 # the newest acknowledged version of each tenant that anybody here has touched
 _versions: dict[str, int] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import subprocess
 import sys
@@ -196,7 +195,6 @@ def test_the_load_generator_is_bounded_and_asks_the_server() -> None:
     assert set(COMPOSE.services["loadtest"].networks) & set(SERVER.networks)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="locust is not installed")
 def test_locust_knows_the_file_and_the_variables() -> None:
     environment = {k: v for k, v in COMPOSE.services["loadtest"].environment.items() if v is not None}
     base = [sys.executable, "-m", "locust", "--locustfile", "loadtest/locustfile.py"]
