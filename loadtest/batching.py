@@ -1,6 +1,7 @@
 """What batching across tenants gains: the same generations at once, and one after another, in turns.
 
     python -m loadtest.batching --url http://127.0.0.1:8000 --tenants 8
+    python -m loadtest.batching --plans      # what the scheduler's part of each step costs; needs no server
 
 Each tenant has a memory of its own with one update in it. Rounds alternate, so that a machine whose speed
 drifts does not favour either side; the ratio is that of the rounds' medians.
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.client import Client
+from loadtest import plans
 
 TEXT = "Mira Tolvan lives in Tarnovik. She works at the old harbour and has a dog called Brusso."
 
@@ -63,11 +65,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--plans", action="store_true", help="time the scheduler's plans alone")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--tenants", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.plans:
+        plans.report()
+        print(conditions())
+        return 0
     speeds = asyncio.run(measure(arguments.url, arguments.tenants, arguments.tokens, arguments.rounds))
     table = Table(
         title=f"{arguments.tenants} tenants, {arguments.tokens} tokens each, {arguments.rounds} rounds"
@@ -79,8 +86,12 @@ def main() -> int:
     Console().print(table)
     alone, together = (statistics.median(v) for v in speeds.values())
     print(f"ratio of medians: {together / alone:.2f}")
-    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(conditions())
     return 0
+
+
+def conditions() -> str:
+    return f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":
