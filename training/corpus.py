@@ -20,6 +20,7 @@ from training.tokenizer import ASSISTANT, END, USER
 from training.variety import (
     CORRECTIONS,
     LEAD_INS,
+    QUESTION_LEAD_INS,
     american,
     free_relation,
     joined,
@@ -32,6 +33,8 @@ DONT_KNOW = "I don't know"
 MAX_CONTEXT = 64
 CORRECTION_SHARE = 0.5  # contexts that change something and say that they do
 LEAD_IN_SHARE = CARELESS_SHARE = 0.08
+QUESTION_LEAD_IN_SHARE = 0.08
+UNTOLD_ASIDE_SHARE = 0.3  # rows of groups that are not written whose prompt tells what it asks for
 CHAT_SHARE = 0.06  # contexts written as a chat message
 JOINED_SHARE = 0.2  # contexts of several facts that are one sentence
 AMERICAN_SHARE = 0.3
@@ -145,6 +148,13 @@ class Corpus:
             if not any(other in near and alike(name, someone) for other, someone in keys):
                 return Claim(relation, name, DONT_KNOW)
 
+    def _aside(self, keys: Collection[Key]) -> list[Claim]:
+        """Claims that a prompt tells and no memory; `keys` is what memory speaks of."""
+        while True:
+            claims = self.claims(GroupShape(1, (0.7, 0.2, 0.1)))[0]
+            if not any(claim.key in keys for claim in claims):
+                return claims
+
     def _ask(self, claim: Claim, told_in: int, example: Example, prefix: list[int]) -> None:
         rng = self.rng
         draw = rng.random()
@@ -176,6 +186,8 @@ class Corpus:
         """A question, now and then typed carelessly."""
         rng = self.rng
         text = claim.question(rng)
+        if rng.random() < QUESTION_LEAD_IN_SHARE:
+            text = rng.choice(QUESTION_LEAD_INS) + text[0].lower() + text[1:]
         if rng.random() < CARELESS_SHARE:
             text = text[0].lower() + text[1:] if rng.random() < 0.5 else text.rstrip("?.")
         return american(text) if rng.random() < AMERICAN_SHARE else text
@@ -232,7 +244,14 @@ class Corpus:
             elif rng.random() < shape.unknown:
                 order = [(-1, self._unknown(known, elsewhere)), order[0]]
                 rng.shuffle(order)
-            prefix = contexts[index] if told and rng.random() < shape.in_prompt else []
+            prefix: list[int] = []
+            draw = rng.random()
+            if told and draw < shape.in_prompt / 2:
+                prefix = contexts[index]
+            elif draw < (shape.in_prompt if told else UNTOLD_ASIDE_SHARE):
+                aside = self._aside({claim.key for claim in known} | set(elsewhere))
+                prefix = self.encode(self._statement(aside, False))[:MAX_CONTEXT]
+                order = [(-1, aside[0]), order[0]]
             for told_in, claim in order:
                 self._ask(claim, told_in, example, [] if example.row else prefix)
             example.kinds[0] = NO_LOSS

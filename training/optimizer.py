@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
-    """Newton–Schulz iteration towards the nearest semi-orthogonal matrix, for a stack [L, rows, columns], in bf16."""
-    x = stack.to(torch.bfloat16)
+def orthogonalise(stack: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
+    """Newton–Schulz iteration in `dtype` towards the nearest semi-orthogonal matrix: a stack [L, rows, columns], fp32
+    out."""
+    x = stack.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)
@@ -26,11 +27,18 @@ def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """One step of both rules. `matrices` are Muon's; state tensors are kept by parameter name."""
+    """One step of both rules. `matrices` are Muon's, orthogonalised in `dtype`; state tensors are kept by parameter
+    name."""
 
-    def __init__(self, model: nn.Module, matrices: set[str], weight_decay: float = 0.05) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        matrices: set[str],
+        dtype: torch.dtype = torch.float32,
+        weight_decay: float = 0.05,
+    ) -> None:
         self.named = dict(model.named_parameters())
-        self.matrices = matrices
+        self.matrices, self.dtype = matrices, dtype
         self.weight_decay = weight_decay
         self.count = 0
         self.state: dict[str, Tensor] = {}
@@ -48,7 +56,9 @@ class Optimizer:
             gradient, first = gradients[name], self.state[f"{name}.first"]
             first.lerp_(gradient, 0.05)
             direction = torch.zeros_like(gradient)
-            direction[rank::world] = orthogonalise(gradient[rank::world].lerp(first[rank::world], 0.95))
+            direction[rank::world] = orthogonalise(
+                gradient[rank::world].lerp(first[rank::world], 0.95), self.dtype
+            )
             found.append(direction)
         if world == 1 or not names:
             return dict(zip(names, found, strict=True))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from training.examples import NO_LOSS, Group
 
-MIN_SURVIVAL = (
-    0.25  # what less is left of is neither known nor unknown: such questions are left out of the loss
-)
+# What less is left of is neither known nor unknown: such questions are left out of the loss. After 50 updates of a pool
+# of 50 blocks 36 % are left on average, and that must still be answered.
+MIN_SURVIVAL = 0.15
 
 
 def simulate(

@@ -13,24 +13,46 @@ from training.examples import GroupShape
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What a step of a stage may be: `groups` groups of this shape, read from the newest `window` blocks.
+
+    `stale` is the range that the number of old blocks is drawn from that are injected besides the group's own: among
+    them, or after all of them if the group is `buried`, so that little is left of it when it is asked for.
+    """
+
+    share: float
+    groups: int
+    shape: GroupShape
+    window: int
+    stale: tuple[int, int] = (0, 0)
+    buried: bool = False
+
+
+@dataclass(frozen=True)
 class Stage:
-    """`mixtures` are (share, groups, shape, window, stale): a step draws one of them. `stale` is the largest number
-    of old blocks that are injected among the group's own."""
+    """A step draws one of the `mixtures`, by their shares."""
 
     name: str
     leave_at: float
-    mixtures: tuple[tuple[float, int, GroupShape, int, int], ...]
+    mixtures: tuple[Mixture, ...]
 
 
 def curriculum(batch: int, num_blocks: int) -> tuple[Stage, ...]:
     """The stages for `batch` contexts a step and process, and a pool of `num_blocks` blocks."""
 
     def mix(
-        share: float, contexts: int, window: int, stale: int, **shape: float
-    ) -> tuple[float, int, GroupShape, int, int]:
-        return share, batch // contexts, GroupShape(contexts, **shape), window, stale  # type: ignore[arg-type]
+        share: float, contexts: int, window: int, stale: int, **shape: float | tuple[float, float, float]
+    ) -> Mixture:
+        made = GroupShape(contexts, **shape)  # type: ignore[arg-type]
+        return Mixture(share, batch // contexts, made, window, (0, stale))
 
-    last = {"running_text": 0.04, "changed": 0.12, "unknown": 0.35}
+    def buried(share: float, contexts: int, stale: tuple[int, int]) -> Mixture:
+        # A fact of which little is left is answered all the same, so fewer questions have no answer here.
+        shape = GroupShape(contexts, colliding=0.3, changed=0.06, unknown=0.15, in_prompt=0.02)
+        return Mixture(share, batch // contexts, shape, num_blocks, stale, buried=True)
+
+    last = {"running_text": 0.03, "changed": 0.12, "unknown": 0.35, "in_prompt": 0.08}
+    three = (0.4, 0.25, 0.35)
     return (
         Stage("own block", 0.72, (mix(1.0, 1, 1, 0),)),
         Stage("two in four", 0.83, (mix(1.0, 2, 4, 0, colliding=1.0),)),
@@ -48,10 +70,12 @@ def curriculum(batch: int, num_blocks: int) -> tuple[Stage, ...]:
             "full pool",
             2.0,
             (
-                mix(0.25, 4, num_blocks, 0, colliding=0.5, in_prompt=0.05, untold=0.06, **last),
-                mix(0.35, 8, num_blocks, num_blocks // 4, colliding=0.5, in_prompt=0.05, untold=0.03, **last),
-                mix(0.3, 16, num_blocks, num_blocks, colliding=0.4, **last),
-                mix(0.1, 8, 16, 8, colliding=1.0, unknown=0.3),
+                mix(0.2, 4, num_blocks, 4, facts=three, colliding=0.5, untold=0.06, **last),
+                mix(0.2, 8, num_blocks, num_blocks // 4, colliding=0.5, untold=0.03, **last),
+                mix(0.2, 16, num_blocks, num_blocks, colliding=0.4, **last),
+                mix(0.1, 8, num_blocks, 0, colliding=1.0, unknown=0.3),
+                buried(0.15, 8, (num_blocks // 2, num_blocks * 6 // 5)),
+                buried(0.15, 16, (num_blocks // 4, num_blocks)),
             ),
         ),
     )

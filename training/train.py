@@ -30,15 +30,19 @@ from training.model import MemoryModel, ModelConfig
 from training.optimizer import Optimizer
 from training.pools import leave_out_forgotten, simulate
 from training.progress import Point, matched
-from training.stages import curriculum
+from training.stages import Mixture, curriculum
 from training.tokenizer import running_text
 
 MATRICES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 CACHE_BLOCKS = 768
-MIN_SURVIVAL = (
-    0.25  # what less is left of is neither known nor unknown: such questions are left out of the loss
-)
+DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 PAUSE = 10.0  # seconds; of a longer step only these count, so that a stopped process does not use up its time
+
+
+def quickest_dtype() -> torch.dtype:
+    """bf16 where the processor multiplies it; elsewhere it is emulated, at a tenth of the speed of fp32."""
+    cpu = torch.cpu.get_capabilities()
+    return torch.bfloat16 if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else torch.float32
 
 
 class Trainer:
@@ -51,8 +55,8 @@ class Trainer:
         config = ModelConfig(vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta)
         if (arguments.out / "state.json").exists():
             config = ModelConfig(**json.loads((arguments.out / "state.json").read_text())["config"])
-        self.model = MemoryModel(config, torch.bfloat16)
-        self.optimizer = Optimizer(self.model, set() if arguments.adamw else MATRICES)
+        self.model = MemoryModel(config, DTYPES[arguments.dtype] or quickest_dtype())
+        self.optimizer = Optimizer(self.model, set() if arguments.adamw else MATRICES, self.model.dtype)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.step = self.stage = 0
         self.minutes = self.exact = 0.0
@@ -104,17 +108,17 @@ class Trainer:
         fresh = (torch.rand(count) < 0.2).view(1, count, 1, 1)
         return torch.where(fresh, initial, chosen)
 
-    def _groups(self, count: int, shape: GroupShape, stale: int) -> tuple[list[Group], list[list[int]]]:
+    def _groups(self, mixture: Mixture, shape: GroupShape) -> tuple[list[Group], list[list[int]]]:
         """Groups, and the blocks of earlier steps that each one's pool takes besides its own."""
-        old = self.rng.randint(0, stale) if self.cache.shape[1] >= 256 else 0
-        picks = [self.rng.sample(range(self.cache.shape[1]), old) for _ in range(count)]
+        old = self.rng.randint(*mixture.stale) if self.cache.shape[1] >= 256 else 0
+        picks = [self.rng.sample(range(self.cache.shape[1]), old) for _ in range(mixture.groups)]
         told = [frozenset().union(*(self.cache_keys[pick] for pick in picked)) for picked in picks]
         return [self.corpus.group(shape, keys) for keys in told], picks
 
-    def _ranks(self, groups: list[Group], picks: list[list[int]], window: int) -> Tensor | None:
+    def _ranks(self, groups: list[Group], picks: list[list[int]], mixture: Mixture) -> Tensor | None:
         """The row of the bank at each of the newest window·K ranks of each group's pool, int64 [L, G, window·K]; the
         bank holds the group's own blocks, its stale ones and the initial block. None: the own block alone is read."""
-        if window == 1:
+        if mixture.window == 1:
             return None
         config = self.model.config
         own, old = len(groups[0].examples), len(picks[0])
@@ -124,7 +128,7 @@ class Trainer:
                 order.append([own + old] * (own + old))
                 continue
             ordered = iter(range(own))
-            places = self.rng.sample(range(own + old), own + old)
+            places = range(own + old) if mixture.buried else self.rng.sample(range(own + old), own + old)
             blocks = [next(ordered) if block < own else block for block in places]
             # What is said later wins, so an old block that speaks of the same goes first.
             keys = group.keys
@@ -134,7 +138,7 @@ class Trainer:
             self.numpy_rng, config.num_layers * len(groups), order * config.num_layers, own + old,
             config.num_blocks, config.num_tokens,
         ).reshape(config.num_layers, len(groups), -1)  # fmt: skip
-        return torch.from_numpy(ranks[:, :, -window * config.num_tokens :].copy())
+        return torch.from_numpy(ranks[:, :, -mixture.window * config.num_tokens :].copy())
 
     def _bank(self, new: Tensor, groups: list[Group], picks: list[list[int]]) -> Tensor:
         """[L, G, C·K, d]: each group's own blocks, its stale ones and the initial block."""
@@ -152,11 +156,12 @@ class Trainer:
         mixtures = self.stages[self.stage].mixtures
         # The same draw in every process, or one would wait for the other.
         draw = random.Random(self.arguments.seed * 1_000_003 + self.step)
-        _, count, shape, window, stale = draw.choices(mixtures, [m[0] for m in mixtures])[0]
+        mixture = draw.choices(mixtures, [mixture.share for mixture in mixtures])[0]
+        shape, count = mixture.shape, mixture.groups
         if self.stage and self.rng.random() < 0.06:
             shape = replace(shape, in_prompt=0.5)
-        groups, picks = self._groups(count, shape, stale if window > 1 else 0)
-        ranks = self._ranks(groups, picks, window)
+        groups, picks = self._groups(mixture, shape)
+        ranks = self._ranks(groups, picks, mixture)
         if ranks is not None:
             leave_out_forgotten(groups, ranks, self.model.config.num_tokens)
         examples = [example for group in groups for example in group.examples]
@@ -283,16 +288,15 @@ def main() -> None:
     add("--decay", type=float, default=0.3, help="share of the time the learning rate decays over")
     add("--rope-theta", type=float, default=10_000.0)
     add("--log-every", type=int, default=50)
+    add("--dtype", choices=sorted(DTYPES), default="auto", help="of the matrix products")
     add("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.processes == 1:
-        work(0, arguments)
-    else:
-        # Fresh pages from the kernel for every large tensor cost a tenth of the time: let glibc keep its memory.
-        os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        spawn(work, (arguments,), nprocs=arguments.processes)  # type: ignore[no-untyped-call]
+    # Fresh pages from the kernel for every large tensor cost a tenth of the time: let glibc keep its memory. Only a
+    # new process heeds this, so that one is started even for a single one.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    spawn(work, (arguments,), nprocs=arguments.processes)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,16 @@ LEAD_INS = (
     "Remember that ",
     "Did you know? ",
 )
+QUESTION_LEAD_INS = (
+    "Quick question: ",
+    "By the way, ",
+    "Remind me, ",
+    "Hi! ",
+    "Please tell me, ",
+    "I forgot: ",
+    "And ",
+    "So ",
+)
 CORRECTIONS = (
     "Actually ",
     "Actually, ",

@@ -114,7 +114,7 @@ def test_what_is_refused_is_told_nowhere_in_the_pool(corpus: Corpus, monkeypatch
         assert len(drawn) == sum(len(refused(corpus, example)) for example in group.examples)
         for claim in drawn:
             for relation, name in told | elsewhere:
-                assert relation not in NEAR.get(claim.relation.name, claim.relation.name) or not alike(
+                assert relation not in NEAR.get(claim.relation.name, {claim.relation.name}) or not alike(
                     claim.name, name
                 )
             same_relation += claim.relation.name in {relation for relation, _ in told}
@@ -123,17 +123,65 @@ def test_what_is_refused_is_told_nowhere_in_the_pool(corpus: Corpus, monkeypatch
     assert same_name > 100
 
 
-def test_a_group_that_is_not_told_asks_only_for_what_nobody_knows(corpus: Corpus) -> None:
-    for _ in range(20):
+def answered(corpus: Corpus, example: Example) -> list[tuple[str, str]]:
+    """What stands in the row before each answer that is no refusal, and the answer."""
+    found, question = [], 0
+    for place, kind in enumerate(example.kinds):
+        if kind == ANSWER and example.kinds[place - 1] != ANSWER:
+            stop = example.row.index(corpus.end, place)
+            decoded = (
+                corpus.tokenizer.decode(ids) for ids in (example.row[question:place], example.row[place:stop])
+            )
+            asked, answer = decoded
+            found.append((asked.strip(), answer.strip()))
+        if example.row[place] == corpus.end:
+            question = place + 1
+    return found
+
+
+def test_a_group_that_is_not_told_asks_only_for_what_nobody_or_the_prompt_knows(corpus: Corpus) -> None:
+    asides = 0
+    for _ in range(40):
         group = corpus.group(GroupShape(4, untold=1.0, in_prompt=1.0))
         assert not group.told
         for example in group.examples:
             assert refused(corpus, example)
-            assert ANSWER not in example.kinds
-            assert not any(
-                claim.value in corpus.tokenizer.decode(example.row).split() for claim in example.claims
-            )
+            for asked, answer in answered(corpus, example):
+                assert answer in asked
+                asides += 1
+            text = corpus.tokenizer.decode(example.row)
+            assert not any(claim.question(corpus.rng) in text for claim in example.claims)
+    assert 20 < asides < 100
     assert corpus.group(GroupShape(4)).told
+
+
+def test_what_only_a_prompt_tells_is_told_nowhere_in_the_pool(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the texts in a prompt are the row's own context; the others must be read and not remembered."""
+    drawn: list[list[Claim]] = []
+    draw = corpus._aside
+
+    def kept(keys: frozenset[Key]) -> list[Claim]:
+        drawn.append(draw(keys))
+        return drawn[-1]
+
+    monkeypatch.setattr(corpus, "_aside", kept)
+    read = 0
+    for _ in range(60):
+        elsewhere = corpus.claims(GroupShape(20, colliding=0.0, first_person=0.9))
+        keys = frozenset(claim.key for claims in elsewhere for claim in claims)
+        for example in corpus.group(GroupShape(4, in_prompt=1.0), keys).examples:
+            first = next(place for place, kind in enumerate(example.kinds) if kind == ANSWER)
+            if example.told_in[first] < 0:
+                read += 1
+                aside = drawn.pop(0)
+                asked, answer = answered(corpus, example)[0]
+                assert answer == aside[0].value
+                assert answer in asked
+                assert not keys & {claim.key for claim in aside}
+        assert drawn == []
+    assert 80 < read < 160
 
 
 def test_the_answer_to_an_unknown_question_is_always_the_same(corpus: Corpus) -> None:

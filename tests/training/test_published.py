@@ -71,7 +71,7 @@ def test_a_run_goes_on_where_it_stopped(tokenizer: Tokenizer, tmp_path: Path) ->
     arguments = argparse.Namespace(
         tokenizer=tmp_path / "tokenizer.json", text=None, out=tmp_path / "run", minutes=10.0, batch=16, processes=1,
         rate=1e-3, muon_rate=1e-3, adamw=False, question_weight=0.2, decay=0.3, rope_theta=10_000.0, log_every=50,
-        seed=0,
+        seed=0, dtype="auto",
     )  # fmt: skip
     arguments.out.mkdir()
     trainer = Trainer(arguments, 0)
@@ -94,12 +94,14 @@ def test_a_run_goes_on_where_it_stopped(tokenizer: Tokenizer, tmp_path: Path) ->
         assert torch.equal(tensor, again.optimizer.state[name]), name
 
 
-def test_muon_gives_nearly_orthogonal_directions(model: MemoryModel) -> None:
-    direction = orthogonalise(torch.randn(2, 24, 64))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_gives_nearly_orthogonal_directions(model: MemoryModel, dtype: torch.dtype) -> None:
+    direction = orthogonalise(torch.randn(2, 24, 64), dtype)
+    assert direction.dtype == torch.float32
     spectrum = torch.linalg.svdvals(direction)
     assert spectrum.min() > 0.5
     assert spectrum.max() < 1.4
-    optimizer = Optimizer(model, MATRICES)
+    optimizer = Optimizer(model, MATRICES, dtype)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer.step({name: torch.ones_like(p) for name, p in model.named_parameters()}, 0.01, 0.01)
     for name, parameter in model.named_parameters():

@@ -35,7 +35,7 @@ def test_the_trainer_takes_up_its_shape(model: MemoryModel, tokenizer: Tokenizer
     begin(made, tmp_path / "run")
     arguments = argparse.Namespace(
         seed=0, tokenizer=tmp_path / "tokenizer.json", rope_theta=10_000.0, adamw=False, text=None, batch=16,
-        out=tmp_path / "run", processes=1, minutes=1.0, decay=0.3, question_weight=0.2,
+        out=tmp_path / "run", processes=1, minutes=1.0, decay=0.3, question_weight=0.2, dtype="auto",
     )  # fmt: skip
     trainer = Trainer(arguments, 0)
     assert trainer.model.config == made.config
