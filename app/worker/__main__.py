@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -73,6 +74,8 @@ def main() -> int:
         loop.send([Fatal(str(error))])
         loop.close()
         return 1
+    # the collector would hold a step up for a tenth of a second to look through modules that stay to the end
+    gc.freeze()
     loop.send([Ready(built.info, pid=os.getpid())])
     loop.run(built.engine)
     loop.close()
