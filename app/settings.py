@@ -72,6 +72,9 @@ class Settings(BaseSettings):
 
     step_tokens: PositiveInt = Field(512, description="token budget of one step")
     max_running: PositiveInt = Field(64, description="generations that run at once")
+    update_share: float = Field(
+        0.25, gt=0, le=1, description="share of the time that updates may take while generations run (1: any)"
+    )
     max_sequence: PositiveInt = Field(4096, description="prompt and completion together, in tokens")
     context_tokens: int = Field(
         0, ge=0, description="prompt and completion tokens held at once (0: an eighth of the free memory)"

@@ -110,6 +110,7 @@ def build(
             queue_requests=settings.queue_requests,
             queue_requests_tenant=settings.queue_requests_tenant,
             queue_tokens=settings.queue_tokens,
+            update_share=settings.update_share,
         ),
         submit,
         max_sequence=settings.max_sequence,

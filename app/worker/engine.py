@@ -46,6 +46,7 @@ from app.worker.graphs import Capture
 from app.worker.jobs import Job, Kind, Phase, Plan
 from app.worker.memories import Memories, MemoryRequest
 from app.worker.numbers import Numbers
+from app.worker.pace import Spent
 from app.worker.reads import Reads
 from app.worker.rebuilds import RebuildRun
 from app.worker.rows import Rows
@@ -367,6 +368,7 @@ class Engine:
                 updates.append(UpdateChunk(run.current, chunk.start, tokens))
                 runs.append(run)
                 self.numbers.count("update_tokens_total", chunk.count)
+        began = time.monotonic()
         sequences, logits = self.runner.step(decode, reads, updates)
         self.numbers.count("steps_total")
         if sequences:
@@ -384,6 +386,14 @@ class Engine:
                     self.updates.computed(run)
                 else:
                     self.memories.rebuilds.computed(run)
+        spent = Spent(
+            len(decode),
+            prompts=sum(chunk.count for chunk in reads),
+            updates=sum(len(chunk.tokens) for chunk in updates),
+            seconds=time.monotonic() - began,
+            beside=self.updates.take_seconds(),
+        )
+        self.scheduler.pace.spent(spent, reading=bool(decode or reads))
 
     # ------------------------------------------------------------ updates
 

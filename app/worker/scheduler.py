@@ -2,7 +2,8 @@
 
 Every step takes one decode token for each running sequence and fills the rest of the token budget with
 chunks of prompts and update contexts of any tenants; but a tenant that runs more than its share rests for a step while
-another, who does not, waits for a first token. Within a tenant jobs begin in order of arrival, and
+another, who does not, waits for a first token, and updates have no more than a share of the time (``pace``) while
+generations run. Within a tenant jobs begin in order of arrival, and
 what comes after an update waits until that update is published. Between tenants the least served goes
 first, by ``counters``; a tenant whose memory is resident is preferred within a bound, so that a cold one
 cannot starve.
@@ -25,6 +26,7 @@ from typing import Protocol
 from app.errors import ServerBusy, TenantBusy
 from app.worker.counters import Counters, Prices
 from app.worker.jobs import Chunk, Job, Kind, Phase, Plan
+from app.worker.pace import Pace
 
 PREFETCH = 4
 """Memories a plan asks to be brought at most: those of the tenants that are next."""
@@ -32,7 +34,7 @@ PREFETCH = 4
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a step and of the queues; all in tokens or requests."""
+    """Bounds of a step and of the queues, in tokens or requests; ``update_share`` is of time (``app.worker.pace``)."""
 
     step_tokens: int = 512
     max_running: int = 64
@@ -40,6 +42,7 @@ class Limits:
     queue_requests: int = 1024
     queue_requests_tenant: int = 128
     queue_tokens: int = 4_000_000
+    update_share: float = 0.25
 
 
 class Memories(Protocol):
@@ -64,6 +67,7 @@ class Scheduler:
     def __init__(self, limits: Limits, prices: Prices | None = None) -> None:
         self.limits = limits
         self.prices = prices or Prices()
+        self.pace = Pace(limits.update_share)
         self._queues: dict[str, deque[Job]] = {}
         self._running: dict[str, dict[str, Job]] = {}
         self._updating: dict[str, Job] = {}
@@ -186,15 +190,28 @@ class Scheduler:
                     prefill.append(job)
         budget -= len(plan.decode)
         prefill.sort(key=lambda job: (self._counters[job.tenant], job.arrival))
+        reading = bool(plan.decode) or any(job.reads for job in prefill)
+        contexts = self.pace.room(len(plan.decode))
+        first = True
         for job in prefill:
+            room, whole = budget, job.atomic
+            if reading and not job.reads:
+                if not contexts:
+                    continue
+                # beside those who read the first context is cut to its room, if it may be; the next ones fit or wait
+                room = budget if first and whole else min(budget, contexts)
+                whole = whole or not first
             # an empty step must move something, so that a budget below one context cannot stop an update
-            room = budget if not (plan.idle and job.atomic) else max(budget, job.remaining)
+            if whole and plan.idle:
+                room = max(room, job.remaining)
             count = min(job.remaining, room)
-            if count <= 0 or (job.atomic and count < job.remaining):
+            if count <= 0 or (whole and count < job.remaining):
                 continue
             plan.chunks.append(Chunk(job, job.done, count))
             job.done += count
             budget -= count
+            if not job.reads:
+                contexts, first = max(0, contexts - count), False
             price = self.prices.prompt if job.reads else self.prices.update
             self._counters.charge(job.tenant, count * price)
         return plan

@@ -92,6 +92,7 @@ class Updates:
         self._compacting: set[str] = set()
         self._unpublished: list[UpdateRun] = []
         self.taken = quotas.Taken()
+        self._seconds = 0.0
         self.commits = 0
         self.committed_bytes = 0
         self.compactions = 0
@@ -236,7 +237,9 @@ class Updates:
                 self._unpublished.append(run)
                 continue
             assert run.block is not None
+            began = time.monotonic()
             self.residency.arena.publish(run.memory, run.block.hidden, run.block.forgotten)
+            self._seconds += time.monotonic() - began
             run.block = None
             run.versions.append(run.memory.version)
             run.index += 1
@@ -247,6 +250,11 @@ class Updates:
                 self._failed(run, run.doomed)
             else:
                 self._next(run)
+
+    def take_seconds(self) -> float:
+        """How long publishing has held up the loop since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     # ------------------------------------------------------------ compaction
 

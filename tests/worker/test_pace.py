@@ -1,0 +1,159 @@
+"""Updates beside generations: no more than their share of the time, and no less where they want it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.worker.jobs import Job, Kind, Phase, Plan
+from app.worker.pace import Pace, Spent
+from app.worker.scheduler import Limits, Scheduler
+from tests.harness import Harness, load_backbone
+from tests.worker.simulation import Slots
+from tests.worker.test_memories import PROMPT
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a row of decode, a token of a prompt or a context, and publishing a block cost, in seconds."""
+
+    row: float = 0.001
+    token: float = 0.0002
+    publishing: float = 0.005
+
+
+class Server:
+    """Readers and writers who ask again at once, in virtual seconds. Generations never end, updates in one step."""
+
+    def __init__(self, device: Device, share: float, readers: int, writers: int) -> None:
+        self.device = device
+        self.scheduler = Scheduler(Limits(update_share=share))
+        self.memories = Slots(1000, 0, {f"{n}": False for n in range(-readers, writers)})
+        self.seconds = self.beside = 0.0
+        self.tokens = self.updates = 0
+        for number in range(-readers, 0):
+            self.submit(Kind.GENERATE, number, 4)
+        self.writers = writers
+        for number in range(writers):
+            self.submit(Kind.UPDATE, number, 50)
+
+    def submit(self, kind: Kind, tenant: int, length: int) -> Job:
+        job = Job(f"{tenant} {self.updates}", f"{tenant}", kind, length, self.seconds)
+        self.scheduler.submit(job)
+        return job
+
+    def step(self) -> Plan:
+        device, plan = self.device, self.scheduler.plan(self.seconds, self.memories)
+        prompts = sum(chunk.count for chunk in plan.chunks if chunk.job.reads)
+        updates = sum(chunk.count for chunk in plan.chunks if not chunk.job.reads)
+        seconds = device.row * len(plan.decode) + device.token * (prompts + updates)
+        reading = bool(plan.decode or prompts)
+        self.scheduler.pace.spent(
+            Spent(len(plan.decode), prompts, updates, seconds, self.beside), reading=reading
+        )
+        self.seconds += seconds
+        self.tokens += len(plan.decode)
+        self.beside = 0.0
+        for job in [chunk.job for chunk in plan.chunks if not chunk.job.remaining]:
+            if job.reads:
+                job.phase = Phase.DECODE
+                continue
+            self.scheduler.finish(job)
+            self.beside += device.publishing
+            self.seconds += device.publishing
+            self.updates += 1
+            if int(job.tenant) < self.writers:
+                self.submit(Kind.UPDATE, int(job.tenant), 40 + self.updates % 20)
+        return plan
+
+    def play(self, steps: int) -> Server:
+        for _ in range(steps):
+            self.step()
+        self.seconds, self.tokens, self.updates = 0.0, 0, 0
+        for _ in range(steps):
+            self.step()
+        return self
+
+    @property
+    def per_token(self) -> float:
+        return self.seconds / self.tokens
+
+
+devices = st.builds(
+    Device,
+    row=st.floats(0.0003, 0.003),
+    token=st.floats(0.00005, 0.0004),
+    publishing=st.floats(0.0, 0.01),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(devices, st.integers(1, 24), st.sampled_from([0.25, 0.5]))
+def test_a_storm_of_updates_takes_no_more_than_its_share(device: Device, readers: int, share: float) -> None:
+    calm = device.row
+    storm = Server(device, share, readers, 16).play(400)
+    assert storm.per_token / calm < 1.1 / (1 - share)
+    # and the updates have what is theirs
+    cost = 50 * device.token + device.publishing
+    assert storm.updates * cost > 0.8 * share * storm.seconds
+
+
+def test_without_a_bound_the_same_storm_takes_nearly_all() -> None:
+    assert Server(Device(), 1.0, 8, 16).play(50).per_token > 4 * Device().row
+
+
+def test_where_nobody_reads_updates_have_everything() -> None:
+    server = Server(Device(), 0.25, 8, 16).play(50)
+    for number in range(-8, 0):
+        for job in server.scheduler.of(f"{number}"):
+            server.scheduler.finish(job)
+    server.step()
+    assert all(len(server.step().chunks) >= 8 for _ in range(20))
+
+
+def test_one_step_that_took_an_hour_stops_updates_for_a_second() -> None:
+    pace = Pace(0.25)
+    pace.spent(Spent(8, 0, 0, 0.01), reading=True)
+    pace.spent(Spent(8, 0, 50, 3600.0), reading=True)
+    waited = 0.0
+    while not pace.room(8):
+        pace.spent(Spent(8, 0, 0, 0.01), reading=True)
+        waited += 0.01
+    assert 0.9 < waited < 1.1
+
+
+def test_an_atomic_context_longer_than_its_room_beside_readers_has_its_turn() -> None:
+    server = Server(Device(), 0.25, 1, 0)
+    job = server.submit(Kind.UPDATE, 1, 300)
+    job.atomic = True
+    server.memories.here["1"] = False
+    for _ in range(20):
+        server.step()
+    assert server.updates == 1
+
+
+def test_the_engine_tells_where_its_time_went() -> None:
+    harness = Harness(load_backbone("plain")[0])
+    told: list[tuple[Spent, bool]] = []
+    spent = harness.engine.scheduler.pace.spent
+
+    def note(step: Spent, *, reading: bool) -> None:
+        told.append((step, reading))
+        spent(step, reading=reading)
+
+    harness.engine.scheduler.pace.spent = note  # type: ignore[method-assign]
+    harness.generate("ada", PROMPT, 6)
+    assert sum(step.prompts for step, _ in told) == len(PROMPT)
+    assert sum(step.rows for step, _ in told) == 5
+    assert all(reading and step.seconds > 0 and not step.updates for step, reading in told)
+    told.clear()
+    harness.update("bob", list(range(20, 40)))
+    assert sum(step.updates for step, _ in told) == 20
+    assert not any(reading for _, reading in told)
+    told.clear()
+    harness.generate("ada", PROMPT, 6)
+    # publishing comes behind the step that it belongs to
+    assert told[0][0].beside > 0
+    assert not any(step.beside for step, _ in told[1:])
