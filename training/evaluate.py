@@ -24,6 +24,7 @@ from training.pools import gather_pools
 from training.published import load_published
 
 MAX_NEW_TOKENS = 16
+TOLD = 4  # facts that a memory holds when it is asked for one that it was not told
 
 
 class Memories:
@@ -154,6 +155,11 @@ class Evaluation:
             [" ".join([*self._others([fact]), fact.statement, *self._others([fact])]) for fact in facts]
         )
         self._keep("just written, the second of three facts", three.ask(facts))
+        strangers = self._memories(len(facts))
+        for _ in range(TOLD):
+            strangers.update(self._others(facts))
+        row = f"told {TOLD} facts of others, asked for another, says it does not know"
+        self._keep(row, strangers.refuses(facts))
         changed = self._memories(len(facts))
         changed.update(statements)
         for _ in range(3):

@@ -17,6 +17,15 @@ from torch import Tensor, nn
 
 from training.packing import Packing, place
 
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+def compute_dtype(name: str) -> torch.dtype:
+    """One of DTYPES; "auto" is bf16 where the processor multiplies it: elsewhere it is ten times as slow as fp32."""
+    cpu = torch.cpu.get_capabilities()
+    quick = cpu.get("avx512_bf16") or cpu.get("amx_bf16")
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and quick) else torch.float32
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -48,10 +48,10 @@ def curriculum(batch: int, num_blocks: int) -> tuple[Stage, ...]:
 
     def buried(share: float, contexts: int, stale: tuple[int, int]) -> Mixture:
         # A fact of which little is left is answered all the same, so fewer questions have no answer here.
-        shape = GroupShape(contexts, colliding=0.3, changed=0.06, unknown=0.15, in_prompt=0.02)
+        shape = GroupShape(contexts, colliding=0.3, changed=0.12, unknown=0.15, in_prompt=0.02)
         return Mixture(share, batch // contexts, shape, num_blocks, stale, buried=True)
 
-    last = {"running_text": 0.03, "changed": 0.12, "unknown": 0.35, "in_prompt": 0.08}
+    last = {"running_text": 0.03, "changed": 0.25, "unknown": 0.35, "in_prompt": 0.12}
     three = (0.4, 0.25, 0.35)
     return (
         Stage("own block", 0.72, (mix(1.0, 1, 1, 0),)),

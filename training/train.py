@@ -26,7 +26,7 @@ from torch.multiprocessing.spawn import spawn
 
 from training.corpus import Corpus
 from training.examples import ANSWER, TEXT, Group, GroupShape, Key, batch_contexts, batch_rows
-from training.model import MemoryModel, ModelConfig
+from training.model import DTYPES, MemoryModel, ModelConfig, compute_dtype
 from training.optimizer import Optimizer
 from training.pools import leave_out_forgotten, simulate
 from training.progress import Point, matched
@@ -35,14 +35,7 @@ from training.tokenizer import running_text
 
 MATRICES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 CACHE_BLOCKS = 768
-DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 PAUSE = 10.0  # seconds; of a longer step only these count, so that a stopped process does not use up its time
-
-
-def quickest_dtype() -> torch.dtype:
-    """bf16 where the processor multiplies it; elsewhere it is emulated, at a tenth of the speed of fp32."""
-    cpu = torch.cpu.get_capabilities()
-    return torch.bfloat16 if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else torch.float32
 
 
 class Trainer:
@@ -55,7 +48,7 @@ class Trainer:
         config = ModelConfig(vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta)
         if (arguments.out / "state.json").exists():
             config = ModelConfig(**json.loads((arguments.out / "state.json").read_text())["config"])
-        self.model = MemoryModel(config, DTYPES[arguments.dtype] or quickest_dtype())
+        self.model = MemoryModel(config, compute_dtype(arguments.dtype))
         self.optimizer = Optimizer(self.model, set() if arguments.adamw else MATRICES, self.model.dtype)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.step = self.stage = 0
@@ -288,7 +281,7 @@ def main() -> None:
     add("--decay", type=float, default=0.3, help="share of the time the learning rate decays over")
     add("--rope-theta", type=float, default=10_000.0)
     add("--log-every", type=int, default=50)
-    add("--dtype", choices=sorted(DTYPES), default="auto", help="of the matrix products")
+    add("--dtype", choices=DTYPES, default="auto", help="of the matrix products")
     add("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ def test_the_rows_of_one_that_knows_nothing_and_of_one_that_knows_all(
     assert refusals == {
         "empty memory, says it does not know",
         "told of 3 people, asked for another, says it does not know",
+        "told 4 facts of others, asked for another, says it does not know",
     }
     for row, share in shares.items():
         assert share == (knows != (row in refusals)), row

@@ -11,11 +11,11 @@ import torch
 from tokenizers import Tokenizer
 
 from training import train
-from training.model import MemoryModel
+from training.model import MemoryModel, compute_dtype
 from training.pools import simulate
 from training.reshape import begin, reshaped
 from training.stages import Mixture, curriculum
-from training.train import Trainer, quickest_dtype
+from training.train import Trainer
 
 
 @pytest.fixture
@@ -82,4 +82,6 @@ def test_bfloat16_is_taken_only_where_the_processor_has_it(monkeypatch: pytest.M
         ("avx2", torch.float32),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True, "avx512_f": True})
-        assert quickest_dtype() == expected
+        assert compute_dtype("auto") == expected
+        assert compute_dtype("float32") == torch.float32
+        assert compute_dtype("bfloat16") == torch.bfloat16
