@@ -85,6 +85,12 @@ class Place:
             self._admission.server.requests.take(1)
             self._listed = True
 
+    def check_room(self, tenant: str) -> None:
+        """Raises TenantBusy if the tenant has as many requests under way as it may."""
+        own = self._admission.tenants.get(tenant)
+        if own is not None:
+            self._check_own(own, "requests", 1)
+
     def enter(self, tenant: str) -> None:
         """The request is the tenant's, and is about to be worked on. Raises TenantBusy, ServerBusy."""
         admission = self._admission
@@ -107,10 +113,13 @@ class Place:
             bounds.requests.take(1)
         own.bytes.take(self._bytes)
 
-    def _check(self, own: Bounds, what: str, amount: int) -> None:
+    def _check_own(self, own: Bounds, what: str, amount: int) -> None:
         bound = getattr(own, what)
         if not bound.fits(amount):
             raise TenantBusy(f"this tenant has too many {what} under way", retry_after=bound.wait(amount))
+
+    def _check(self, own: Bounds, what: str, amount: int) -> None:
+        self._check_own(own, what, amount)
         if what != "bytes":
             self._admission.check_server(what, amount)
 

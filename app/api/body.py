@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
+from app.api.access import check_room
 from app.errors import MalformedBody, UnsupportedMediaType
 
 # parsing this much takes under a millisecond
@@ -55,6 +56,7 @@ class JsonRoute(APIRoute):
                 value = parse(body)
             else:
                 value = await asyncio.to_thread(parse, body)
+            check_room(request, value.get("tenant"))
             return await handler(_Parsed(request, value))
 
         return handle

@@ -212,10 +212,13 @@ class Output:
 
     def _observe(self, tokens: int) -> None:
         now = time.perf_counter()
-        if self._last:
-            self._metrics.inter_token.observe((now - self._last) / max(1, tokens))
-        else:
+        gaps, each = tokens, (now - self._last) / max(1, tokens)
+        if not self._last:
             self._metrics.first_token.observe(now - self._began)
+            # what came together with the first token came at once
+            gaps, each = tokens - 1, 0.0
+        for _ in range(gaps):
+            self._metrics.inter_token.observe(each)
         self._last = now
 
     def _logprob(self, token: int, given: WorkerLogprob) -> TokenLogprob:

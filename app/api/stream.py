@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -55,7 +56,8 @@ class Stream:
     def __init__(self, client: Client, request: Question, place: Place | None = None) -> None:
         self.request, self._place = request, place
         self._client = client
-        self._parts: asyncio.Queue[Part | ServiceError | ClientGone] = asyncio.Queue()
+        self._parts: deque[Part | ServiceError | ClientGone] = deque()
+        self._some = asyncio.Event()
         self._final = False
         # of a stream whose reader may be slow: the answers kept for him (None: any number)
         self.backlog: int | None = None
@@ -64,10 +66,23 @@ class Stream:
         self.sent, self.crashes, self.answered = False, 0, asyncio.Event()
 
     async def next(self) -> Part:
-        """The next answer. Raises the ServiceError the request ends in, or ClientGone."""
-        part = await self._parts.get()
+        """The next answer. Raises the ServiceError the request ends in, or ClientGone.
+
+        Tokens that have come meanwhile are handed over together: who is behind catches up at the price of one.
+        """
+        if not self._parts:
+            self._some.clear()
+            await self._some.wait()
+        part = self._parts.popleft()
         if isinstance(part, Exception):
             raise part
+        if isinstance(part, Tokens):
+            more: list[Tokens] = []
+            while self._parts and isinstance(following := self._parts[0], Tokens):
+                more.append(following)
+                self._parts.popleft()
+            if more:
+                return _together([part, *more])
         return part
 
     @property
@@ -90,11 +105,15 @@ class Stream:
         self.answered.set()
         if self._final:
             return
-        if self.backlog is not None and isinstance(part, Tokens) and self._parts.qsize() >= self.backlog:
+        if self.backlog is not None and isinstance(part, Tokens) and len(self._parts) >= self.backlog:
             self.cancel()
             part = ClientTooSlow("the stream was not read as fast as it was made")
         self._final = not isinstance(part, Tokens | UpdateProgress)
-        self._parts.put_nowait(part)
+        self._add(part)
+
+    def _add(self, part: Part | ServiceError | ClientGone) -> None:
+        self._parts.append(part)
+        self._some.set()
 
     def guard(self) -> None:
         """Ends the request if the worker has not done so by its deadline, as one that hangs does not."""
@@ -110,7 +129,7 @@ class Stream:
 
     def client_gone(self) -> None:
         """The HTTP client has gone; whoever waits in ``next`` learns it, after what came before."""
-        self._parts.put_nowait(ClientGone())
+        self._add(ClientGone())
 
     def cancel(self) -> None:
         """Ends a generation early; its Finished still comes."""
@@ -129,3 +148,13 @@ class Stream:
         self._client.forget(self.request.id)
         if self.sent and not self._final and isinstance(self.request, Generate | Score):
             self.cancel()
+
+
+def _together(parts: list[Tokens]) -> Tokens:
+    first = parts[0]
+    return Tokens(
+        first.id,
+        [token for part in parts for token in part.tokens],
+        None if first.logprobs is None else [item for part in parts for item in part.logprobs or []],
+        first.memory_version,
+    )

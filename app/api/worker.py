@@ -249,9 +249,13 @@ class WorkerClient:
             self._fail(stream, self._gone(stream, reason))
 
     def received(self, answers: Sequence[Answer], now: float) -> None:
-        """Hands each answer to the request that waits for it; answers to nobody are dropped."""
+        """Hands each answer to the request that waits for it; answers to nobody are dropped.
+
+        First to those who have had none: what is handed on first is first with the client, and a step brings many
+        streams their next tokens.
+        """
         self.last_heard = now
-        for answer in answers:
+        for answer in sorted(answers, key=self._answered):
             if isinstance(answer, Stats):
                 self.metrics.worker_stats(answer)
             elif isinstance(answer, Ready):
@@ -268,6 +272,10 @@ class WorkerClient:
                     stream.put(error)
                 else:
                     stream.put(answer)
+
+    def _answered(self, answer: Answer) -> bool:
+        stream = None if isinstance(answer, Stats | Ready | Fatal) else self._open.get(answer.id)
+        return stream is None or stream.answered.is_set()
 
     async def _load(self, model: ModelInfo) -> None:
         try:

@@ -20,6 +20,7 @@ from app.keys.watch import WatchedRing
 from app.settings import Settings
 from tests.api.conftest import Service
 from tests.api.fake_worker import FakeWorker, model_info
+from tests.api.test_admission import admission
 
 pytestmark = pytest.mark.anyio
 
@@ -158,6 +159,15 @@ async def test_the_tenant_comes_from_a_key_that_is_for_one(guarded: Service) -> 
         answer = await guarded.post("/update", update, headers=bearer(who))
         assert answer.status_code == 422
         assert answer.json()["error"]["param"] == "tenant"
+
+
+async def test_nobody_learns_how_busy_anothers_tenant_is(guarded: Service) -> None:
+    bound = admission(guarded).of("bob").requests
+    bound.take(bound.most)
+    body = {"tenant": "bob", "prompt": "The quick", "max_tokens": 2}
+    assert (await guarded.post("/generate", body, headers=bearer("ada"))).status_code == 404
+    assert (await guarded.post("/generate", body, headers=bearer("admin"))).status_code == 429
+    bound.give(bound.most)
 
 
 async def test_a_key_lists_its_own_tenants_and_no_number_of_others(guarded: Service) -> None:

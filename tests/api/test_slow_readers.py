@@ -87,7 +87,7 @@ async def test_one_who_is_far_behind_is_cut_off_and_told(model_dir: Path) -> Non
             reader.reads.release()
         await call
         assert '"code":"client_too_slow"' in reader.text
-        assert 18 <= reader.text.count("data: ") <= 24
+        assert 18 <= reader.text.count("!") <= 24
         assert reader.got[-1]["more_body"] is False
         assert admission(service).server.unused
 
