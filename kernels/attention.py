@@ -15,7 +15,8 @@ from torch import Tensor
 from kernels.linear import linear, streams
 
 _LOG2_E = math.log2(math.e)
-_MANY_ROWS = 64
+MANY_ROWS = 64
+"""Query rows from which on a long pool is read by heads, see ``_many_rows``."""
 _BLOCK_ROWS = 192
 
 
@@ -30,7 +31,7 @@ def partial_attention(
     """
     if query.device.type == "cpu":
         per_key = bias is None or bias.shape[-2] == 1
-        if per_key and query.shape[2] >= _MANY_ROWS and streams(key[0, 0]):
+        if per_key and query.shape[2] >= MANY_ROWS and streams(key[0, 0]):
             return _many_rows(query, key, value, bias)
         if bias is not None:
             bias = bias.expand(query.shape[0], 1, query.shape[2], key.shape[2])

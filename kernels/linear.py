@@ -16,10 +16,14 @@ _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _STREAMED_ELEMENTS = 2**19
 
 
+def streamed(elements: int) -> bool:
+    """Whether a float32 product on a CPU with so many weights goes to oneDNN."""
+    return _ONEDNN and elements >= _STREAMED_ELEMENTS
+
+
 def streams(weight: Tensor) -> bool:
     """Whether a product with ``weight`` (of any shape) goes to oneDNN."""
-    large = weight.numel() >= _STREAMED_ELEMENTS
-    return _ONEDNN and large and weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return streamed(weight.numel()) and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

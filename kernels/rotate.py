@@ -26,3 +26,23 @@ def rotate_pool(
     for layer in range(key.shape[0]):
         at = positions[layer]
         out[layer] = rotate(key[layer], cos[at][None], sin[at][None])
+
+
+def rotate_pool_by_channel(
+    key: Tensor, rank: Tensor, cos: Tensor, sin: Tensor, first_position: int, out: Tensor
+) -> None:
+    """As ``rotate_pool``, but ``out`` is [L, H_kv, d_head, S]: a channel's values lie one behind the other."""
+    positions = (rank + first_position).clamp(min=0).long()
+    half = key.shape[-1] // 2
+    turned = torch.empty_like(key[0])
+    low, high = turned[..., :half], turned[..., half:]
+    for layer in range(key.shape[0]):
+        at = positions[layer].to(key.device)
+        # both halves of the tables hold the same angles, with the rotation's signs
+        angle_cos, angle_sin = cos[:, :half].index_select(0, at), sin[:, half:].index_select(0, at)
+        first, second = key[layer, ..., :half], key[layer, ..., half:]
+        torch.mul(first, angle_cos, out=low).addcmul_(second, angle_sin, value=-1)
+        torch.mul(second, angle_cos, out=high).addcmul_(first, angle_sin)
+        for head, lying in enumerate(turned):
+            # torch transposes matrices in blocks, and nothing of more dimensions
+            out[layer, head].copy_(lying.t())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ class PoolForm:
 
     ``copies``: readers use rotated copies of K; otherwise K is rotated as it is read, and a copy is no more than
     a rank vector. ``eight_bit``: K and V are int8 with scales (``kernels.quantise``). ``value_copies``: copies hold
-    V too, for readers that cannot read 8 bits.
+    V too, for readers that cannot read 8 bits. ``by_channel``: copies of K lie with the slots last.
     """
 
     copies: bool = True
     eight_bit: bool = False
     value_copies: bool = False
+    by_channel: bool = False
 
     def pool_bytes(self, config: ModelConfig, dtype: torch.dtype) -> int:
         """Device bytes of one pool, its copies apart."""
@@ -51,8 +53,9 @@ class Pools:
 
     ``key`` (un-rotated) and ``value`` [L, slots, H_kv, N + K, d_head]. By ``form`` there are: ``hot_key`` (rotated) and
     ``hot_value`` [L, hot, H_kv, N + K, d_head] with ``bias`` [L, hot, N + K], 0 for a rank and -inf for a spare slot
-    of that version; or ``rank`` int32 [L, hot, N + K], -1 for a spare slot; and of 8-bit pools ``key_scale`` float32
-    [L, H_kv, d_head], the same for all pools, and ``value_scale`` float32 [L, slots, H_kv, N + K].
+    of that version (``form.by_channel``: ``hot_key`` is [L, hot, H_kv, d_head, N + K]); or ``rank`` int32
+    [L, hot, N + K], -1 for a spare slot; and of 8-bit pools ``key_scale`` float32 [L, H_kv, d_head], the same for all
+    pools, and ``value_scale`` float32 [L, slots, H_kv, N + K].
     """
 
     form: PoolForm
@@ -80,8 +83,9 @@ class Pools:
         form = form or PoolForm()
         assert form.eight_bit == (key_scale is not None)
 
-        def empty(count: int, kind: torch.dtype) -> Tensor:
-            shape = (config.num_layers, count, config.num_kv_heads, config.pool_slots, config.head_dim)
+        def empty(count: int, kind: torch.dtype, by_channel: bool = False) -> Tensor:
+            each = (config.pool_slots, config.head_dim)
+            shape = (config.num_layers, count, config.num_kv_heads, *(each[::-1] if by_channel else each))
             return torch.empty(shape, dtype=kind, device=device)
 
         kind = torch.int8 if form.eight_bit else dtype
@@ -91,7 +95,7 @@ class Pools:
             form,
             key,
             empty(slots, kind),
-            hot_key=empty(hot, dtype) if form.copies else None,
+            hot_key=empty(hot, dtype, form.by_channel) if form.copies else None,
             hot_value=empty(hot, dtype) if form.value_copies else None,
             bias=torch.empty(views, dtype=dtype, device=device) if form.copies else None,
             rank=None if form.copies else torch.full(views, -1, dtype=torch.int32, device=device),
@@ -107,6 +111,17 @@ class Pools:
     def copy_parts(self, hot: int) -> list[Tensor]:
         """The vectors of one version that can be read; none where readers go to the pool itself."""
         return [tensor[:, hot] for tensor in (self.hot_key, self.hot_value) if tensor is not None]
+
+    @cached_property
+    def hot_keys(self) -> list[tuple[Tensor, ...]]:
+        """Of each layer ``hot_key`` by copy."""
+        assert self.hot_key is not None
+        return [layer.unbind() for layer in self.hot_key]
+
+    @cached_property
+    def read_values(self) -> list[tuple[Tensor, ...]]:
+        """Of each layer the values that readers of copies read: by copy if copies have their own, else by slot."""
+        return [layer.unbind() for layer in (self.value if self.hot_value is None else self.hot_value)]
 
     def put(self, slot: int, slots: Tensor | slice, key: Tensor, value: Tensor) -> None:
         """Writes K, V [L, H_kv, T, d_head] to ``slots`` (int64 [L, T], or neighbours) of a pool, as it is kept."""

@@ -49,7 +49,7 @@ def check(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Non
 @pytest.fixture
 def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sends even small products the way of long prompts over long pools, in blocks of an odd size."""
-    monkeypatch.setattr(kernels.attention, "_MANY_ROWS", 1)
+    monkeypatch.setattr(kernels.attention, "MANY_ROWS", 1)
     monkeypatch.setattr(kernels.attention, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(kernels.linear, "_STREAMED_ELEMENTS", 1)
 
@@ -166,7 +166,7 @@ def test_packing_heads(tokens: int, kv_heads: int, group: int) -> None:
 
 def test_results_do_not_depend_on_what_memory_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """With new buffers full of NaN the results are the same: nothing unwritten is read."""
-    monkeypatch.setattr(kernels.attention, "_MANY_ROWS", 1)
+    monkeypatch.setattr(kernels.attention, "MANY_ROWS", 1)
     query, key, value = inputs(1, 1, 5, 8200, 64)
     expected = partial_attention(query, key, value, None)
     torch.use_deterministic_algorithms(True)  # fills new buffers with NaN

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.rotate import rotate, rotate_pool
+from kernels.rotate import rotate, rotate_pool, rotate_pool_by_channel
 
 
 def table(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -35,15 +35,21 @@ def test_rows(head_dim: int) -> None:
     torch.testing.assert_close(out.double(), turned(x, positions[:, None].expand(4, 3)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("first_position", [0, 1])
-def test_pool_by_ranks(first_position: int) -> None:
+def test_pool_by_ranks(first_position: int, by_channel: bool) -> None:
     layers, kv_heads, slots, head_dim = 3, 2, 19, 32
     cos, sin = table(64, head_dim)
     rank = torch.stack([torch.randperm(slots, dtype=torch.int32) for _ in range(layers)])
     rank[rank >= slots - 4] = -1
     key = torch.randn(layers, kv_heads, slots, head_dim)
     out = torch.full_like(key, torch.nan)
-    rotate_pool(key, rank, cos, sin, first_position, out)
+    if by_channel:
+        lying = out.transpose(2, 3).contiguous()
+        rotate_pool_by_channel(key, rank, cos, sin, first_position, lying)
+        out = lying.transpose(2, 3)
+    else:
+        rotate_pool(key, rank, cos, sin, first_position, out)
     assert torch.isfinite(out).all(), "spare slots are read with weight zero: they must be finite"
     for layer in range(layers):
         held = rank[layer] >= 0
