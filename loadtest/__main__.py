@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import uvloop
@@ -18,7 +19,7 @@ import uvloop
 from loadtest import report
 from loadtest.bare import Bare
 from loadtest.rows import table
-from loadtest.run import MODEL, Result, run
+from loadtest.run import MODEL, Result, ended_early, run
 from loadtest.scenarios import SCENARIOS
 
 
@@ -67,8 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
             log=log,
             progress=Progress(name),
         )
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results.append(runner.run(playing))
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                results.append(runner.run(playing))
+        except Exception as error:
+            # a server that does not start, or does not end: the other scenarios have servers of their own
+            traceback.print_exc()
+            results.append(Result(name, rows=[ended_early(name, error)]))
         report.write(options.out, results, options.scale)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

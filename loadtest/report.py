@@ -74,6 +74,7 @@ def _figures(result: Result) -> dict[str, Any]:
         "agreement": [asdict(a) | {"difference": a.difference} for a in result.agreements],
         "client_lag": _lag(result),
         "fairness": _jain(result.answers),
+        "seconds": result.seconds,
         "phases": [{"name": p.name, "seconds": p.seconds} for p in result.phases],
     }
 
@@ -197,7 +198,7 @@ def _section(result: Result) -> str:
     lag = ", ".join(f"{name} {_shown(value)}" for name, value in _lag(result).items())
     charts = "\n".join(f"<div>{chart}</div>" for chart in plots(result))
     parts = [
-        f"<h2>{escape(result.name)}</h2>",
+        f"<h2>{escape(result.name)}</h2><p><small>{result.seconds:,.0f} s in all</small></p>",
         _rows(result.rows) if result.rows else "",
         f"<h3>What the client saw</h3><p><small>times in ms, from when a request was due</small></p>{seen}",
         f"<p>The client itself was late by, in ms: {escape(lag)}. "

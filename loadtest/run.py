@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import math
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -39,7 +41,8 @@ class Phase:
 
 @dataclass
 class Result:
-    """All that is known of a scenario's run. ``planned`` are the codes of the 5xx that it was meant to bring about."""
+    """All that is known of a scenario's run. ``planned`` are the codes of the 5xx that it was meant to bring about;
+    ``seconds`` it took, server's start and end included."""
 
     name: str
     rows: list[Row] = field(default_factory=list)
@@ -49,6 +52,7 @@ class Result:
     agreements: list[Agreement] = field(default_factory=list)
     planned: frozenset[str] = frozenset()
     lag: Lag = field(default_factory=Lag)
+    seconds: float = 0.0
 
     @property
     def unplanned(self) -> list[Answer]:
@@ -167,6 +171,7 @@ async def run(
     progress: Callable[[str], None],
 ) -> Result:
     """Starts the server, plays the scenario, takes the server down. Raises RuntimeError if it does not start."""
+    began = time.monotonic()
     result = Result(name, planned=scenario.planned)
     settings = {"model": MODEL, "resident_bytes": resident_bytes(sizes, scenario.slots), **scenario.options}
     with contextlib.ExitStack() as stack:
@@ -182,12 +187,32 @@ async def run(
             gc.freeze()
             async with watched(client, server, result) as watch:
                 await watch.take()
-                await scenario.play(run)
+                played = await _played(scenario, run)
                 await watch.last()
-            if scenario.compared:
+            if played and scenario.compared:
                 counted: Metrics = since(result.samples[0].metrics, result.samples[-1].metrics)
                 result.agreements = agreement(counted, result.answers)
+    result.seconds = time.monotonic() - began
     return result
+
+
+async def _played(scenario: Scenario, run: Run) -> bool:
+    """Whether it came to its end. What it has measured until then is kept, and that it did not is a row that falls
+    short: an hour's results are not lost for one fault."""
+    try:
+        await scenario.play(run)
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s ended early", run.result.name)
+        run.result.rows.append(ended_early(run.result.name, error))
+        return False
+    return True
+
+
+def ended_early(name: str, error: Exception) -> Row:
+    reached = f"{type(error).__name__}: {error}"
+    return Row(
+        f"`{name}` is played to its end", "yes", "", reached.replace("\n", " ").replace("|", "/"), False
+    )
 
 
 def closing_rows(results: list[Result]) -> list[Row]:

@@ -22,7 +22,10 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "hot-tenant": Scenario(hot_tenant, options={"queue_requests_tenant": 96}),
     "many-cold": Scenario(many_cold, options={"warm_bytes": 0}),
-    "update-storm": Scenario(update_storm, slots=32),
+    # what the storm sends and the readers keep from being taken in waits for their end
+    "update-storm": Scenario(
+        update_storm, slots=32, options={"queue_requests": 8192, "queue_requests_tenant": 512}
+    ),
     "drain": Scenario(drain, planned=frozenset({"worker_unavailable", "connection"}), compared=False),
     # a warm tier that is full, as it is in the long run
     "steady": Scenario(steady, options={"warm_bytes": "96MiB"}),

@@ -7,9 +7,13 @@ import statistics
 import time
 from collections.abc import Sequence
 
+from loadtest.client import Answer
 from loadtest.figures import ratio
 from loadtest.measures import PROMPT, names
 from loadtest.run import Run
+
+# seconds between requests: while one is taken in the server looks at no other, and does not know that it came
+_APART = 0.002
 
 
 async def streams(run: Run) -> None:
@@ -23,14 +27,14 @@ async def streams(run: Run) -> None:
         "stream": True,
     }
 
+    async def ask(number: int, tenant: str, count: int, group: str) -> Answer:
+        await asyncio.sleep(number * _APART)
+        return await run.client.ask("generate", tenant, body | {"max_tokens": count}, group=group)
+
     async def over_http(at_once: Sequence[str], count: int) -> float:
         began = time.monotonic()
-        answers = await asyncio.gather(
-            *(
-                run.client.ask("generate", t, body | {"max_tokens": count}, group=f"{len(at_once)} at once")
-                for t in at_once
-            )
-        )
+        group = f"{len(at_once)} at once"
+        answers = await asyncio.gather(*(ask(n, t, count, group) for n, t in enumerate(at_once)))
         return sum(a.tokens for a in answers if a.good) / (time.monotonic() - began)
 
     assert run.bare is not None

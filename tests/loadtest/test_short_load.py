@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest import __main__ as main
 from loadtest import report
 from loadtest.bare import Bare
 from loadtest.measures import names
@@ -126,6 +127,36 @@ def test_what_nobody_planned_falls_short(result: Result) -> None:
     meant = dataclasses.replace(answer, status=503, code="server_overloaded")
     for planned, good in ((frozenset({"server_overloaded"}), True), (frozenset({"other"}), False)):
         assert closing_rows([dataclasses.replace(result, answers=[meant], planned=planned)])[-1].good is good
+
+
+def test_one_scenario_s_fault_loses_neither_its_own_results_nor_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaking(run: Run) -> None:
+        await run.open("people", 0.3, (Crowd(["ann"], run.rng, Habits(1, 0, (4, 4)), group="people"), 10.0))
+        run.row("what came before", "1", "", "1", True)
+        raise ValueError("a fault")
+
+    async def whole(run: Run) -> None:
+        run.row("what came after", "1", "", "1", True)
+
+    scenarios = {
+        "none": Scenario(whole, options={"no_such_option": 1}),
+        "breaking": Scenario(breaking, slots=8),
+        "whole": Scenario(whole, slots=8),
+    }
+    monkeypatch.setattr(main, "SCENARIOS", scenarios)
+    assert main.main(["--scale", "0.1", "--out", str(tmp_path)]) == 1
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    rows = {row["what"]: row for row in figures["rows"]}
+    assert rows["what came before"]["good"]
+    assert rows["what came after"]["good"]
+    assert figures["scenarios"]["breaking"]["groups"]["people generate"]["requests"] > 0
+    assert figures["scenarios"]["whole"]["seconds"] > 0
+    for name, words in (("breaking", "ValueError: a fault"), ("none", "did not start")):
+        row = rows[f"`{name}` is played to its end"]
+        assert not row["good"]
+        assert words in row["reached"]
 
 
 def test_a_server_that_does_not_start_is_said(tmp_path: Path) -> None:
