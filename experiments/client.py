@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import httpx
 
+from experiments.transport import Transport
+
 BUSY = {429, 503}
 PATIENCE = 600.0
 UNREACHED = 60.0
@@ -37,10 +39,12 @@ class Client:
     def __init__(self, url: str, connections: int, template: str | None = None) -> None:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         key = os.environ.get(KEY_VARIABLE)
+        plain = url.startswith("http://")
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=PATIENCE,
             limits=limits,
+            transport=Transport(connections, PATIENCE) if plain else None,
             trust_env=False,
             headers={"authorization": f"Bearer {key}"} if key else {},
         )
