@@ -31,7 +31,7 @@ from training.words import FIRST_NAMES
 
 DONT_KNOW = "I don't know"
 MAX_CONTEXT = 64
-CORRECTION_SHARE = 0.5  # contexts that change something and say that they do
+CORRECTION_SHARE = 0.35  # contexts that change something and say that they do
 LEAD_IN_SHARE = CARELESS_SHARE = 0.08
 QUESTION_LEAD_IN_SHARE = 0.08
 UNTOLD_ASIDE_SHARE = 0.3  # rows of groups that are not written whose prompt tells what it asks for
