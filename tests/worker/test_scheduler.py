@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import ServerBusy, TenantBusy
 from app.worker.jobs import Job, Kind, Phase, Plan
-from app.worker.scheduler import Limits, Scheduler
+from app.worker.scheduler import PREFETCH, Limits, Scheduler
 
 numbers = itertools.count()
 
@@ -154,6 +154,32 @@ def test_a_cold_tenant_cannot_be_starved_by_resident_ones() -> None:
         if not any(j.phase is not Phase.WAITING for j in scheduler.of("a")):
             return  # the slot of "a" could be taken now
     pytest.fail("the resident tenant never left room")
+
+
+def test_several_memories_are_sent_for_while_others_run() -> None:
+    """Of those who are next, in their order, and no more than are asked for at once."""
+    scheduler = Scheduler(Limits())
+    scheduler.submit(generate("here", 10))
+    memories = FakeMemories({"here"})
+    scheduler.plan(0, memories)
+    for number in range(PREFETCH + 2):
+        scheduler.submit(generate(f"cold {number}", 10))
+    plan = scheduler.plan(1, memories)
+    assert scheduler.counts["running"] == 1
+    assert plan.wanted == [(f"cold {number}", True) for number in range(PREFETCH)]
+
+
+def test_memories_are_sent_for_while_no_one_more_can_run() -> None:
+    """Behind one whose memory is there, and who waits for the same place."""
+    scheduler = Scheduler(Limits(max_running=1))
+    memories = FakeMemories({"here", "there"})
+    scheduler.submit(generate("here", 10))
+    scheduler.plan(0, memories)
+    scheduler.submit(generate("there", 10))
+    scheduler.submit(generate("cold", 10))
+    plan = scheduler.plan(1, memories)
+    assert not plan.start
+    assert plan.wanted == [("cold", True)]
 
 
 def test_queues_are_bounded() -> None:

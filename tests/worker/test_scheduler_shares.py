@@ -35,6 +35,13 @@ def test_another_s_first_token_waits_for_no_one_s_end_and_comes_in_a_step_of_its
     assert len(simulation.step().decode) == 15
 
 
+def test_one_who_has_been_served_more_gets_the_slot_that_is_kept_from_a_crowd() -> None:
+    simulation = crowded()
+    job = simulation.submit("light", prompt=10, output=5)
+    simulation.scheduler._counters.charge("light", 50.0)
+    assert simulation.step().start == [job]
+
+
 def test_those_who_rest_rest_for_one_step_however_long_the_prompt_is() -> None:
     simulation = crowded()
     simulation.submit("light", prompt=64 * 5, output=5)
