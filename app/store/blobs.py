@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from app.store.ahead import Ahead
 from app.store.base import BlobRef, Manifest
-from app.store.files import FileSystem, failure, remove_quietly, write_synced
+from app.store.files import FileSystem, failure, fill_synced, remove_quietly, write_synced
 from app.store.home import Home
 from app.store.lineages import Copy, blobs_of
 from app.store.parts import new_name, quarantined, require_name
@@ -37,6 +38,7 @@ class Blobs:
         self._files = files
         self._guard = threading.Lock()
         self._coming: set[str] = set()
+        self._ahead = Ahead(files, self.new_name)
 
     @staticmethod
     def new_name(version: int, kind: str) -> str:
@@ -55,6 +57,17 @@ class Blobs:
             self.discard(tenant, [name])
             raise
         return blob
+
+    def put_block(self, tenant: str, version: int, data: bytes) -> BlobRef:
+        """As ``put``, of a block and under a name of its choice: into a file that was made ahead. Raises OSError."""
+        directory = self._home.directory(tenant)
+        name = self._ahead.take(tenant, directory, version)
+        try:
+            fill_synced(self._files, directory / name, data)
+        except OSError:
+            self.discard(tenant, [name])
+            raise
+        return BlobRef(name, len(data), blob_checksum(data))
 
     def write(self, directory: Path, name: str, data: bytes | memoryview) -> BlobRef:
         """Writes a blob; the caller syncs ``directory``. Raises OSError."""
@@ -110,6 +123,14 @@ class Blobs:
         for name in names:
             remove_quietly(self._files, self._home.directory(tenant) / name)
 
+    def forget(self, tenant: str) -> None:
+        """The tenant is gone, or is swept before it is next written to."""
+        self._ahead.forget(tenant)
+
+    def waiting(self, tenant: str) -> set[str]:
+        """Names of the tenant's empty files that were made ahead."""
+        return self._ahead.names(tenant)
+
     @contextmanager
     def coming(self, name: str) -> Iterator[None]:
         """Meanwhile the blob ``name`` is no orphan, though it is written outside the tenant's lock."""
@@ -123,6 +144,7 @@ class Blobs:
 
     def sweep(self, manifest: Manifest, journal: str | None) -> None:
         """Removes every file of the tenant's but its name, manifest, journal and the blobs that they name."""
+        self._ahead.forget(manifest.tenant)
         with self._guard:
             named = {"name", "manifest", *self._coming, *(ref.name for ref in blobs_of(manifest))}
         if journal is not None:

@@ -1,9 +1,10 @@
 """The store on a disk: a directory per tenant, in it immutable blobs and one manifest (DESIGN, section 5).
 
-A commit writes and syncs the blob and its directory, under a name never used before or again, then replaces
-the manifest. So does every other change, and deletes afterwards what the new manifest no longer names; a new
-tenant is made in ``staging``. The layout is in ``home``, what becomes of a manifest in ``lineages`` and, when
-writing it fails, in ``manifests``; older records are in ``histories``.
+A commit writes and syncs the block, in a file that was made ahead under a name never used before or again, then
+appends to the manifest's journal. Every other change writes and syncs its blobs and their directory, replaces the
+manifest, and deletes afterwards what the new one no longer names; a new tenant is made in ``staging``. The layout is in
+``home``, what becomes of a manifest in ``lineages`` and, when writing it fails, in ``manifests``; older records are in
+``histories``.
 """
 
 from __future__ import annotations
@@ -113,6 +114,10 @@ class DiskStore(Operations):
         manifest = self._staging.make(tenant, lambda staged: fill(_Staged(self._disk_blobs, staged)))
         self._names.add(tenant_id(tenant), tenant)
         return manifest
+
+    def waiting(self, tenant: str) -> set[str]:
+        """Names of empty files that are there for the tenant's next blocks, and count for nothing yet."""
+        return self._disk_blobs.waiting(tenant)
 
     # ------------------------------------------------------------ erasing
 

@@ -68,11 +68,14 @@ class Home:
                         with suppress(OSError):
                             remove_tree(files, directory / left)
             except BaseException:
-                os.close(self._lock)
+                self.close()
                 raise
 
     def close(self) -> None:
         if self._lock >= 0:
+            # closing alone leaves it locked while anybody else has the file open too: a process that looks through
+            # /proc for a moment, or a child between its fork and its exec
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
 

@@ -134,6 +134,7 @@ class Manifests:
         with self._guard:
             self._cache.pop(tenant, None)
             self._swept.discard(tenant)
+        self._blobs.forget(tenant)
 
     # ------------------------------------------------------------ writing
 

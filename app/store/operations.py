@@ -169,7 +169,7 @@ class Operations(ABC):
             version = expected_version + 1
             sealed = self._texts.seal(text, tenant, version)
             with translated("writing a block"):
-                ref = self._blobs.put(tenant, self._blobs.new_name(version, "block"), blob)
+                ref = self._blobs.put_block(tenant, version, blob)
             record = BlockRecord(version, ref, time, tokens, sealed, idempotency)
             return self._manifests.swap(old, lineages.committed(old, record), [ref])
 

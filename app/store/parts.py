@@ -42,6 +42,10 @@ class Blobs(Protocol):
         """Writes a blob that no manifest names yet; nothing of it is left if that fails."""
         ...
 
+    def put_block(self, tenant: str, version: int, data: bytes) -> BlobRef:
+        """As ``put``, of a block and under a name of its choice."""
+        ...
+
     def read(self, tenant: str, blob: BlobRef) -> memoryview:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
         ...

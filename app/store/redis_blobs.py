@@ -53,6 +53,10 @@ class RedisBlobs:
             raise
         return BlobRef(name, len(data), blob_checksum(data))
 
+    def put_block(self, tenant: str, version: int, data: bytes) -> BlobRef:
+        """As ``put``, of a block and under a name of its choice."""
+        return self.put(tenant, self.new_name(version, "block"), data)
+
     def _put_chunk(self, tenant: str, name: str, number: int, piece: bytes, size: int) -> None:
         def write() -> None:
             # at once, so that both are synced at once

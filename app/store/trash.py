@@ -30,14 +30,20 @@ class Trash:
         directory, gone = self._home.directory(tenant), self._home.new_trash()
         with translated("erasing a tenant"):
             names = self._files.list(directory)
-            size = sum(self._files.size(directory / name) for name in names)
-            versions = [int(match[1]) for match in map(BLOB_NAME.fullmatch, names) if match]
+            sizes = {name: self._files.size(directory / name) for name in names}
+            # those without a byte were made ahead, and hold nothing yet
+            versions = [
+                int(match[1]) for match in map(BLOB_NAME.fullmatch, filter(sizes.get, sizes)) if match
+            ]
             version = manifest.version if manifest is not None else max(versions, default=0)
             try:
                 self._files.rename(directory, gone)
             finally:
                 if is_there(self._files, gone):
-                    self._unfinished[tenant] = (gone, Receipt(tenant, version, len(versions), size))
+                    self._unfinished[tenant] = (
+                        gone,
+                        Receipt(tenant, version, len(versions), sum(sizes.values())),
+                    )
 
     def holds(self, tenant: str) -> bool:
         """Whether an erasure of the tenant has begun and not ended."""

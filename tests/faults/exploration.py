@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+import app.store.ahead
 import app.store.archive
 import app.store.journal
 from app.errors import ServiceError, StoreFailed, StoreFull
@@ -136,6 +137,8 @@ class Exploration:
             try:
                 step.on_store(store, memories)
             except (StoreFailed, StoreFull) as error:
+                if not state.failures:
+                    raise Violation(f"script {seed}, {step!r} failed, and no call had: {error}") from error
                 seen = next(
                     (seen for _ in range(20) for seen in [_observed(store)] if seen is not None), None
                 )
@@ -283,8 +286,10 @@ def _fingerprint(disk: MemoryDisk, state: _Running) -> int:
 
 @contextmanager
 def _merging_early() -> Iterator[None]:
-    """Archives of two segments are merged, and journals hold few records, so that short scripts come to their end."""
+    """Archives of two segments are merged, journals hold few records, few files are made ahead: short scripts come to
+    their end."""
     with (
+        mock.patch.object(app.store.ahead, "MADE_AT_ONCE", 3),
         mock.patch.object(app.store.archive, "MOST_SEGMENTS", 2),
         mock.patch.object(app.store.journal, "SMALLEST", 2048),
     ):

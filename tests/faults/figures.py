@@ -196,10 +196,11 @@ def loading(directory: Path, blocks: int = 50, times: int = 5) -> dict[str, floa
     rates: dict[str, list[float]] = {"disk": [], "store": [], "slot": []}
     for name in names:
         id = tenant_id(name)
-        paths = files_of(directory / "store" / "tenants" / id[:2] / id)
-        size = sum(path.stat().st_size for path in paths)
+        # before its files are listed: what was made ahead is swept
         manifest_now = store.load(name)
         assert manifest_now is not None
+        paths = files_of(directory / "store" / "tenants" / id[:2] / id)
+        size = sum(path.stat().st_size for path in paths)
         works: dict[str, Callable[[], object]] = {
             "disk": lambda paths=paths: read_whole(paths, buffer),  # type: ignore[misc]
             "store": lambda manifest=manifest_now: residency.pool(manifest),  # type: ignore[misc]

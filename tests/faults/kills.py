@@ -155,17 +155,17 @@ class Bench:
             raise failed[0]
 
     def _until_commit(self) -> None:
-        """Until a file of a change appears that was not there before; then up to two milliseconds more."""
+        """Until a file of a change appears that was not there, or is filled; then up to two milliseconds more."""
         assert self._directory is not None
         ledger = self._rng.choice(self.ledgers)
         name = tenant_id(ledger.tenant)
         directory = self._directory / "tenants" / name[:2] / name
         end = time.monotonic() + 0.5
         time.sleep(self._rng.uniform(0.0, 0.1))
-        before: set[str] | None = None
+        before: set[tuple[str, int]] | None = None
         while time.monotonic() < end:
             try:
-                now = {path.name for path in directory.iterdir()}
+                now = {(path.name, path.stat().st_size) for path in directory.iterdir()}
             except OSError:
                 now = set()
             if before is not None and now - before:

@@ -27,7 +27,7 @@ from app.store.base import BlobRef, BlockRecord, Manifest
 from app.store.disk import DiskStore
 from app.store.journal import Head
 from app.store.records import blob_checksum, seal
-from tests.faults import journal_mutants
+from tests.faults import ahead_mutants, journal_mutants
 from tests.faults.exploration import Violation, explore
 from tests.store.memorydisk import MemoryDisk, MemoryFile
 
@@ -127,8 +127,7 @@ def _temporary_left(_: Any) -> Any:
 
 
 def _synced_again(_: Any) -> Any:
-    def write(fs: files.FileSystem, path: Path, data: bytes) -> None:
-        file = fs.create(path)
+    def write(file: files.File, data: bytes) -> None:
         try:
             view = memoryview(data)
             while view:
@@ -144,9 +143,8 @@ def _synced_again(_: Any) -> Any:
 
 
 def _half_written(_: Any) -> Any:
-    def write(fs: files.FileSystem, path: Path, data: bytes) -> None:
+    def write(file: files.File, data: bytes) -> None:
         """Takes one write for all of it."""
-        file = fs.create(path)
         try:
             file.write(memoryview(data))
             file.sync()
@@ -408,8 +406,8 @@ MUTANTS: dict[str, Patch] = {
     "a manifest is written in place": _patched(manifests, "replace_durably", _written_in_place),
     "a manifest's rename is not synced": _patched(manifests, "replace_durably", _rename_unsynced),
     "a temporary file is in the way": _patched(manifests, "replace_durably", _temporary_left),
-    "a failed sync is tried again": _patched(blobs, "write_synced", _synced_again),
-    "a short write is taken for a whole one": _patched(blobs, "write_synced", _half_written),
+    "a failed sync is tried again": _patched(files, "_write_and_sync", _synced_again),
+    "a short write is taken for a whole one": _patched(files, "_write_and_sync", _half_written),
     "the manifest is written before the block": _patched(DiskStore, "commit", _manifest_first),
     "acknowledged before it is durable": _patched(DiskStore, "commit", _acknowledged_early),
     "a failed manifest is taken for written": _patched(manifests.Manifests, "swap", _failure_ignored),
@@ -440,6 +438,7 @@ MUTANTS: dict[str, Patch] = {
     "the cache outlives an erasure": _patched(manifests.Manifests, "forget", _cache_stays),
     "an absent tenant is made by a commit": _patched(DiskStore, "_require", _absent_created),
     **journal_mutants.MUTANTS,
+    **ahead_mutants.MUTANTS,
 }
 
 

@@ -38,7 +38,7 @@ from app.messages import (
     Updated,
     UpdateProgress,
 )
-from app.store import journal
+from app.store import ahead, journal
 from app.store.disk import DiskStore
 from tests.faults.ledger import Violation
 from tests.faults.model import PATIENCE
@@ -92,8 +92,9 @@ class WorkerBench:
         # the model is so small that a second thread only adds waiting
         torch.set_num_threads(1)
         try:
-            # short journals: their making would take up all the calls that fail, and their ends would not be met
-            with mock.patch.object(journal, "SMALLEST", 2048):
+            # short journals and few files ahead: their making would take up all the calls that fail, and their ends
+            # would not be met
+            with mock.patch.object(journal, "SMALLEST", 2048), mock.patch.object(ahead, "MADE_AT_ONCE", 2):
                 _Script(self, random.Random(seed), faults=bool(seed % 4)).run()
         except Violation as violation:
             raise Violation(f"script {seed}: {violation}") from violation

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.store import journal
+from app.store import ahead, journal
 from app.store.base import Store
 from app.store.disk import DiskStore
 from app.store.url import open_store
@@ -22,6 +22,8 @@ Open = Callable[..., Store]
 def _short_journals(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are full after a few records, so that their ends are met, and cost the disk in memory little."""
     monkeypatch.setattr(journal, "SMALLEST", 2048)
+    # and whose files are those that something is in
+    monkeypatch.setattr(ahead, "MADE_AT_ONCE", 1)
 
 
 @pytest.fixture(scope="session")

@@ -123,6 +123,12 @@ class MemoryDisk:
         self.after("create", path)
         return MemoryFile(self, path, leaf)
 
+    def fill(self, path: Path) -> File:
+        node = self._node(path)
+        assert isinstance(node, Leaf)
+        assert not node.now, "a file that is filled is empty"
+        return MemoryFile(self, path, node)
+
     def edit(self, path: Path) -> File:
         node = self._node(path)
         if isinstance(node, Folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.errors import StoreFailed, TenantQuarantined
-from app.store import journal
+from app.errors import StoreFailed, StoreFull, TenantQuarantined
+from app.store import ahead, journal
 from app.store.base import Manifest
 from app.store.disk import DiskStore
 from app.store.journal import Head
@@ -46,18 +47,96 @@ def journals(disk: MemoryDisk) -> list[tuple[Path, Leaf]]:
     return [(path, leaf) for path, leaf in disk.leaves() if path.suffix == ".journal"]
 
 
-def test_a_commit_syncs_its_block_its_directory_and_the_journal(tmp_path: Path) -> None:
+AHEAD = 5
+
+
+@pytest.fixture
+def several_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MADE_AT_ONCE", AHEAD)
+    monkeypatch.setattr(journal, "SMALLEST", 1 << 16)
+
+
+@pytest.mark.usefixtures("several_ahead")
+def test_a_commit_syncs_its_block_and_the_journal(tmp_path: Path) -> None:
     disk, store = with_blocks(tmp_path, 1)
     calls: list[tuple[str, str]] = []
     disk.before = lambda call, path: calls.append((call, path.suffix))
     commit(store, 1)
-    assert [call for call in calls if "sync" in call[0] or call[0] == "rename"] == [
-        ("sync", ".block"),
-        ("sync_directory", ""),
-        ("sync_over", ".journal"),
-    ]
+    both = [("sync", ".block"), ("sync_over", ".journal")]
+    assert syncs(calls) == [("sync_directory", ""), *both]
+    for _ in range(AHEAD - 1):
+        calls.clear()
+        commit(store, 1)
+        assert syncs(calls) == both
+    calls.clear()
+    commit(store, 1)
+    assert syncs(calls) == [("sync_directory", ""), *both]
     store.close()
-    assert version_of(opened(disk.after_crash("synced"))) == 2
+    assert version_of(opened(disk.after_crash("synced"))) == 2 + AHEAD
+
+
+def syncs(calls: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [call for call in calls if "sync" in call[0] or call[0] == "rename"]
+
+
+def empty_files(disk: MemoryDisk) -> list[Path]:
+    return [path for path, leaf in disk.leaves() if not leaf.now]
+
+
+@pytest.mark.usefixtures("several_ahead")
+def test_files_made_ahead_are_of_one_life_of_the_tenant(tmp_path: Path) -> None:
+    disk, store = with_blocks(tmp_path, 2)
+    assert len(empty_files(disk)) == AHEAD - 1
+    assert store.erase("ada").blobs == 2
+    store.create(Manifest("ada", 7, "f", 1.0, version=2), b"a pool")
+    commit(store, 2)
+    assert version_of(store) == 4
+
+
+@pytest.mark.usefixtures("several_ahead")
+def test_files_made_ahead_go_with_a_rollback_and_with_a_start(tmp_path: Path) -> None:
+    disk, store = with_blocks(tmp_path, 3)
+    before = empty_files(disk)
+    store.rollback("ada", 1, expected_version=3)
+    commit(store, 1)
+    assert len(empty_files(disk)) == AHEAD - 1
+    assert not {*before} & {*empty_files(disk)}
+    store.close()
+    store = opened(disk)
+    assert version_of(store) == 2
+    assert empty_files(disk) == []
+
+
+@pytest.mark.usefixtures("several_ahead")
+def test_files_of_few_tenants_are_kept_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_TENANTS", 2)
+    disk, store = with_blocks(tmp_path, 2)
+    for tenant in ("bob", "carol"):
+        store.create(Manifest(tenant, 7, "f", 0.0))
+        commit(store, 2, tenant)
+    assert len(empty_files(disk)) == 2 * (AHEAD - 1)
+    commit(store, 1)
+    assert version_of(store) == 3
+
+
+@pytest.mark.usefixtures("several_ahead")
+def test_where_there_is_room_for_few_files_few_are_made_ahead(tmp_path: Path) -> None:
+    disk, store = with_blocks(tmp_path, 1)
+    made = 0
+
+    def full(call: str, path: Path) -> None:
+        nonlocal made
+        creates = call == "create" and path.suffix == ".block"
+        made += creates
+        if creates and made > 2:
+            raise OSError(errno.ENOSPC, "no room")
+
+    disk.before = full
+    commit(store, 2)
+    assert empty_files(disk) == []
+    with pytest.raises(StoreFull):
+        commit(store, 1)
+    assert version_of(store) == 3
 
 
 def test_a_full_journal_is_folded_into_the_manifest(tmp_path: Path) -> None:
