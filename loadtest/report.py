@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -159,7 +160,12 @@ def _rows(rows: Iterable[Row]) -> str:
         for r in rows
     ]
     head = ["what", "at least", "aim", "reached", ""]
-    return _table(head, [[*map(escape, line[:4]), line[4]] for line in lines])
+    return _table(head, [[*map(_marked, line[:4]), line[4]] for line in lines])
+
+
+def _marked(text: str) -> str:
+    """Rows are Markdown: what stands between backticks is code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]], numbers: bool = False) -> str:

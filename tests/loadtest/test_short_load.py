@@ -36,7 +36,7 @@ async def people(run: Run) -> None:
     impatient = Crowd(["flood"], run.rng, Habits(1, 0, (24, 24), 0, 1, 1, 0), group="flood")
     await run.open("people", SECONDS, (crowd, 4.0))
     await run.open("flood", 0.2, (impatient, 200.0))
-    run.row("sessions", "1", "", str(len(run.client.answers)), True)
+    run.row("`sessions`", "1", "", str(len(run.client.answers)), True)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,8 @@ def test_the_report_needs_nothing_else(result: Result, tmp_path: Path) -> None:
     assert not re.search(r"<(script|link|img|iframe)|@import|url\(", page)
     assert set(re.findall(r"https?://[^\s'\"<]+", page)) == {"http://www.w3.org/2000/svg"}
     figures = json.loads((tmp_path / "figures.json").read_text(), parse_constant=pytest.fail)
-    assert figures["rows"][0]["what"] == "sessions"
+    assert figures["rows"][0]["what"] == "`sessions`"
+    assert "<td><code>sessions</code></td>" in page
     told = figures["scenarios"]["people"]
     assert told["groups"]["people generate"]["requests"] > 0
     assert told["client_lag"]["loop p99"] >= 0
