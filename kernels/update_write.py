@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.linear import linear
+from kernels.norm import rms_norm
 
 
 def project_memory(
@@ -15,7 +15,7 @@ def project_memory(
 
     ``norm`` [d] is the layer's input RMSNorm, ``weight`` [2 * H_kv * d_head, d] its K rows, then its V rows.
     """
-    tokens, width = hidden.shape
-    projected = linear(F.rms_norm(hidden, (width,), norm, eps), weight, bias)
+    tokens = hidden.shape[0]
+    projected = linear(rms_norm(hidden, norm, eps), weight, bias)
     key, value = projected.view(tokens, 2, num_kv_heads, -1).permute(1, 2, 0, 3)
     return key, value

@@ -17,8 +17,10 @@ from app.model.operations import MakeOperations
 from app.model.pools import Pools
 from app.model.rope import RopeTable
 from app.model.torch_operations import TorchOperations
+from app.model.updates import WholeUpdates, alike_updates
 from app.model.weights import Layer, Weights
 from kernels.linear import linear
+from kernels.norm import rms_norm
 from kernels.rotate import rotate
 
 
@@ -54,7 +56,7 @@ class Backbone:
             return None
         keys, values = [], []
         for row, layer in zip(self.weights.bos, self.weights.layers, strict=True):
-            x = F.rms_norm(row[None], row.shape, layer.input_norm, self.config.rms_norm_eps)
+            x = rms_norm(row[None], layer.input_norm, self.config.rms_norm_eps)
             _, key, value = self._split(layer.qkv(x, slice(0, 1) if update else None))
             keys.append(key[0])
             values.append(value[0])
@@ -141,14 +143,15 @@ class Backbone:
         marked = self._marked(batch) if batch.updates else None
         queried = self._queried(batch)
         update_rows = slice(batch.reads, None) if batch.updates else None
+        alike, loose = alike_updates(batch.updates)
+        wholes = [WholeUpdates(self.config, spans, self._update_bos) for spans in alike]
+        tails = _tails(batch.updates)
         for index, layer in enumerate(self.weights.layers):
             if batch.updates:
-                tails = [
-                    s.update.tail[index] for s in batch.updates if s.tail_rows and s.update.tail is not None
-                ]
-                x = torch.cat([x, *tails])
+                if tails is not None:
+                    x = torch.cat([x, tails[index]])
                 x[marked] += self.weights.new_memory_position
-            normed = F.rms_norm(x, x.shape[-1:], layer.input_norm, self.config.rms_norm_eps)
+            normed = rms_norm(x, layer.input_norm, self.config.rms_norm_eps)
             query, key, value = self._split(layer.qkv(normed, update_rows))
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
             cache.key[index].index_copy_(0, batch.write_rows, key[: batch.reads])
@@ -157,15 +160,21 @@ class Backbone:
             attended = query.new_empty(x.shape[0], self.config.num_heads * self.config.head_dim)
             if batch.attend is not None:
                 batch.attend(index, query, pools, cache, attended)
-            for update_span in batch.updates:
+            for whole in wholes:
+                whole.attend(self.operations, index, query, key, value, attended)
+            for update_span in loose:
                 self._update(index, update_span, query, key, value, attended)
             x = self._rest(layer, x, attended, update_rows)
-            for update_span in batch.updates:
+            for whole in wholes:
+                whole.collect(index, x)
+            for update_span in loose:
                 _collect(index, update_span, x)
             x = x[:own]
+        for whole in wholes:
+            whole.finish()
         for update_span in batch.updates:
             update_span.update.done += update_span.count
-        last = F.rms_norm(x[batch.logit_rows], x.shape[-1:], self.weights.norm, self.config.rms_norm_eps)
+        last = rms_norm(x[batch.logit_rows], self.weights.norm, self.config.rms_norm_eps)
         return linear(last, self.weights.head)
 
     def _marked(self, batch: Batch) -> Tensor:
@@ -193,7 +202,7 @@ class Backbone:
     def _rest(self, layer: Layer, x: Tensor, attended: Tensor, update_rows: slice | None) -> Tensor:
         """Output projection and MLP, each with its residual."""
         x = x + layer.output(attended, update_rows)
-        normed = F.rms_norm(x, x.shape[-1:], layer.post_norm, self.config.rms_norm_eps)
+        normed = rms_norm(x, layer.post_norm, self.config.rms_norm_eps)
         gate, up = layer.gate_up(normed, update_rows).chunk(2, dim=-1)
         return x + layer.down(F.silu(gate) * up, update_rows)
 
@@ -216,10 +225,16 @@ class Backbone:
             first -= update.short
         queries = torch.cat(rows)
         end = base + span.count
-        flat = self.operations.attend_causally(queries, keys[:, :end], values[:, :end])
+        flat = self.operations.attend_causally(queries[None], keys[None, :, :end], values[None, :, :end])[0]
         out[span.rows] = flat[base - first :]
         if span.tail_outputs is not None:
             out[span.tail_outputs] = flat[: base - first]
+
+
+def _tails(spans: list[UpdateSpan]) -> Tensor | None:
+    """[L, tail rows, d] of all tails in the batch, None if there are none."""
+    tails = [s.update.tail for s in spans if s.tail_rows is not None and s.update.tail is not None]
+    return torch.cat(tails, dim=1) if tails else None
 
 
 def _collect(index: int, span: UpdateSpan, x: Tensor) -> None:

@@ -127,15 +127,15 @@ class KernelOperations:
         )
 
     def attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows, keys = query.shape[0], key.shape[1]
+        rows, keys = query.shape[1], key.shape[2]
         group = self._config.group_size
         output = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            key.repeat_interleave(group, 0)[None],
-            value.repeat_interleave(group, 0)[None],
+            query.transpose(1, 2),
+            key.repeat_interleave(group, 1),
+            value.repeat_interleave(group, 1),
             attn_mask=causal_lower_right(rows, keys),
         )
-        return output[0].transpose(0, 1).reshape(rows, -1)
+        return output.transpose(1, 2).reshape(query.shape[0], rows, -1)
 
     # ------------------------------------------------------------ writing
 

@@ -48,8 +48,8 @@ class Operations(Protocol):
         ...
 
     def attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """A self-update's rows: ``query`` [T, H, d_head] are the last T of the S rows of ``key`` and ``value``
-        [H_kv, S, d_head]; each sees those up to itself. Returns [T, H * d_head]."""
+        """Self-updates' rows: of each, ``query`` [B, T, H, d_head] are the last T of the S rows of ``key`` and
+        ``value`` [B, H_kv, S, d_head]; each sees those up to itself. Returns [B, T, H * d_head]."""
         ...
 
     def make_readable(self, pools: Pools, slot: int, rank: Tensor, hot: int) -> None:

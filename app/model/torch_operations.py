@@ -37,14 +37,14 @@ class TorchOperations:
         return Reads(self._config, readings, decode, self._dtype, self._device, by_channel=by_channel)
 
     def attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows = query.shape[0]
+        rows = query.shape[1]
         output, _ = partial_attention(
-            pack_heads(query[None], self._config.num_kv_heads),
-            key[None],
-            value[None],
-            causal_bias(self._config, rows, key.shape[1], self._dtype, self._device),
+            pack_heads(query, self._config.num_kv_heads),
+            key,
+            value,
+            causal_bias(self._config, rows, key.shape[2], self._dtype, self._device),
         )
-        return unpack_heads(output, rows)[0]
+        return unpack_heads(output, rows)
 
     def make_readable(self, pools: Pools, slot: int, rank: Tensor, hot: int) -> None:
         assert pools.hot_key is not None
@@ -74,4 +74,5 @@ class TorchOperations:
             piece = slice(start, start + c.num_tokens)
             at = slots[piece].to(key.device)
             keys, values = project_memory(hidden[piece], norm, c.rms_norm_eps, weight, bias, c.num_kv_heads)
-            key[:, at], value[:, at] = keys, values
+            key.index_copy_(1, at, keys)
+            value.index_copy_(1, at, values)

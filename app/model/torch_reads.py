@@ -7,6 +7,7 @@ done to their scores is done to those of many rows at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -21,6 +22,7 @@ from kernels.linear import streamed
 from kernels.pool_attention import PoolAttention
 
 _SHORTEST_BUCKET = 64
+_KEPT_BIAS = 2**16
 _SCORES = 2**18
 """Scores that exist at once, unless one pool has more: what a processor's cache holds."""
 
@@ -252,5 +254,15 @@ def causal_bias(
     """[1, 1, G * queries, keys]: the last ``queries`` of ``keys`` positions look at none after themselves."""
     if queries == 1:
         return None
+    if queries * keys * config.group_size > _KEPT_BIAS:
+        return _causal_bias(config.group_size, queries, keys, dtype, device)
+    return _kept_bias(config.group_size, queries, keys, dtype, device)
+
+
+def _causal_bias(group: int, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     own = torch.full((queries, queries), -torch.inf, dtype=dtype, device=device).triu(1)
-    return F.pad(own, (keys - queries, 0)).repeat(config.group_size, 1)[None, None]
+    return F.pad(own, (keys - queries, 0)).repeat(group, 1)[None, None]
+
+
+# each layer asks for it, and steps are alike
+_kept_bias = lru_cache(maxsize=64)(_causal_bias)

@@ -69,8 +69,9 @@ def try_out(
         found.append(out)
     _compare("reading a pool", found[:1], found[1:])
 
-    own = normal(config.num_kv_heads, 2 * _PROMPT, config.head_dim)
-    causal = [each.attend_causally(query[1:], own, own) for each in (operations, twin)]
+    own = normal(2, config.num_kv_heads, 2 * _PROMPT, config.head_dim)
+    asked = query[1:].expand(2, *query[1:].shape)
+    causal = [each.attend_causally(asked, own, own) for each in (operations, twin)]
     _compare("a self-update's attention", causal[:1], causal[1:])
 
 

@@ -158,7 +158,8 @@ class Runner:
         spans: list[UpdateSpan] = []
         tail_start, output_start = own_rows, own_rows
         tail_positions: list[Tensor] = []
-        for chunk in updates:
+        # of equal length side by side: they become one product
+        for chunk in sorted(updates, key=lambda chunk: len(chunk.tokens)):
             update = chunk.update
             rows = slice(len(tokens), len(tokens) + len(chunk.tokens))
             tokens += chunk.tokens

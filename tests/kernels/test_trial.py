@@ -44,7 +44,7 @@ class Careless(TorchOperations):
     """A self-update's rows see what comes after them."""
 
     def attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return super().attend_causally(query[-1:], key, value).expand(query.shape[0], -1)
+        return super().attend_causally(query[:, -1:], key, value).expand(-1, query.shape[1], -1)
 
 
 def trial(make: object) -> None:
