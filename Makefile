@@ -45,8 +45,9 @@ setup:
 run: setup
 	@exec $(BIN)/memoryllm serve
 
+# A file's tests share servers, so that a file is one process's.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The GPU machine's own torch and Triton are what is tested, so nothing is installed here.
 test-gpu:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.cli.errors import REFUSED, USAGE, Refusal
 from app.cli.options import Json
@@ -132,7 +132,11 @@ def list_(file: File, as_json: Json = False) -> None:
         ]  # fmt: skip
         print_json({"keys": shown})
         return
-    table = Table("id", "for", "name", "made", "updates a day", "bytes", "at once", "weight")
+    # whoever revokes a key needs the whole of its id, however narrow the terminal
+    whole = Column("id", no_wrap=True)
+    titles = ("for", "name", "made", "updates a day", "bytes", "at once", "weight")
+    rest = [Column(title, overflow="fold") for title in titles]
+    table = Table(whole, *rest, box=None, pad_edge=False)
     for key in keys:
         bound = "admin" if key.admin else ", ".join(map(visible, key.tenants))
         made = time.strftime("%Y-%m-%d", time.gmtime(key.created))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app.cli import main
+from app.cli import main, output
 
 UPDATED = {
     "tenant": "ada",
@@ -80,6 +80,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("URL", "TENANT", "PORT", "HOST", "STORE", "MODEL"):
         monkeypatch.delenv(f"MEMORYLLM_{name}", raising=False)
     monkeypatch.setenv("COLUMNS", "120")
+    # the console has read COLUMNS when it was imported
+    monkeypatch.setattr(output.out, "width", 120)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.http import KEY_VARIABLE, Api
+from app.cli.output import out
 from app.keys.file import read
 from tests.cli.conftest import Run
 
@@ -40,6 +41,13 @@ def test_a_key_is_made_shown_once_listed_and_revoked(run: Run, file: Path) -> No
     assert run("keys", "revoke", entry.id).code == 0
     assert read(file).find(key) is None
     assert run("keys", "revoke", entry.id).code == 3
+
+
+def test_a_narrow_terminal_shows_the_whole_id(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "width", 60)
+    limits = ["--updates-per-day", "2000", "--max-bytes", "2MiB", "--concurrent", "100"]
+    assert run("keys", "create", "--tenant", "x" * 40, "--name", "y" * 40, *limits).code == 0
+    assert read(file).keys[0].id in run("keys", "list").out
 
 
 def test_json_for_scripts(run: Run, file: Path) -> None:
