@@ -31,7 +31,7 @@ class Job:
     ``room`` is the cache rows it takes (prompt and completion; 0 for updates). ``arrival`` and ``deadline``
     are seconds of the caller's clock. ``atomic``: all of ``length`` in one step; ``held_first``: begins HELD.
     ``weight`` is the tenant's share among others (None: as before). ``rested``: it had no part in the last step, for
-    the sake of another tenant's first token.
+    the sake of another tenant's first token. ``decoded``: the number of the step that it last decoded in.
     A job that does not need the memory on the device (``needs_memory`` False) begins without it.
     """
 
@@ -51,6 +51,7 @@ class Job:
     phase: Phase = Phase.WAITING
     done: int = 0
     rested: bool = False
+    decoded: int = 0
 
     @property
     def reads(self) -> bool:

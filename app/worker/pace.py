@@ -13,6 +13,8 @@ from dataclasses import dataclass
 _MOST_OWED = 1.0
 # contexts are not cut smaller than this: each piece has a price of its own
 _LEAST = 64
+# fewer rows together would cost more each
+_FEWEST = 8
 # of a new measurement against those before it
 _NEW = 0.1
 
@@ -47,6 +49,10 @@ class Pace:
         if self._owed > 0:
             return 0
         return max(_LEAST, int(rows * self._row / self._token)) if self._token else _LEAST
+
+    def rows(self, seconds: float) -> int:
+        """Rows of decode that take so long, and a few at least; any number while nothing is measured."""
+        return max(_FEWEST, int(seconds / self._row)) if self._row else 2**31
 
     def spent(self, step: Spent, *, reading: bool) -> None:
         """``reading``: whether anybody waits for the next token of a generation or of a score."""

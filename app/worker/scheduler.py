@@ -3,10 +3,10 @@
 Every step takes one decode token for each running sequence and fills the rest of the token budget with
 chunks of prompts and update contexts of any tenants; but a tenant that runs more than its share rests for a step while
 another, who does not, waits for a first token, and updates have no more than a share of the time (``pace``) while
-generations run. Within a tenant jobs begin in order of arrival, and
-what comes after an update waits until that update is published. Between tenants the least served goes
-first, by ``counters``; a tenant whose memory is resident is preferred within a bound, so that a cold one
-cannot starve.
+generations run. In company a tenant with many sequences has as many a step as take ``TURN`` seconds, in turns, for
+whoever comes waits for the end of the step. Within a tenant jobs begin in order of arrival, and what comes after an
+update waits until that update is published. Between tenants the least served goes first, by ``counters``; a tenant
+whose memory is resident is preferred within a bound, so that a cold one cannot starve.
 
 The fairness bound. While requests of two tenants are passed over, the one served more by ``prices.resident`` starts
 nothing. What it has running by then may still cost it, at most, all cache rows at the dearer of prompt and output
@@ -30,6 +30,8 @@ from app.worker.pace import Pace
 
 PREFETCH = 4
 """Memories a plan asks to be brought at most: those of the tenants that are next."""
+TURN, COMPANY = 0.02, 10.0
+"""Seconds that one tenant's decode takes a step, and for which another's last request counts as company."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Scheduler:
         self._brought: dict[str, float] = {}
         self._waiting = 0
         self._waiting_tokens = 0
+        self._steps = 0
+        self._company = float("-inf")
 
     # ------------------------------------------------------------ coming and going
 
@@ -175,19 +179,23 @@ class Scheduler:
         self._admit(plan, memories)
         budget = self.limits.step_tokens
         prefill: list[Job] = []
-        crowding = self._crowding()
+        crowding, turn = self._crowding(), self._turn(now)
+        self._steps += 1
         for tenant, jobs in self._running.items():
+            decode: list[Job] = []
             for job in jobs.values():
                 if job.phase is Phase.HELD:
                     continue
                 job.rested = tenant in crowding and job.reads and not job.rested
                 if job.rested:
                     continue
-                if job.phase is Phase.DECODE:
-                    plan.decode.append(job)
-                    self._counters.charge(tenant, self.prices.output)
-                else:
-                    prefill.append(job)
+                (decode if job.phase is Phase.DECODE else prefill).append(job)
+            if len(decode) > turn:
+                decode = sorted(decode, key=lambda job: job.decoded)[:turn]
+            for job in decode:
+                job.decoded = self._steps
+            plan.decode += decode
+            self._counters.charge(tenant, len(decode) * self.prices.output)
         budget -= len(plan.decode)
         prefill.sort(key=lambda job: (self._counters[job.tenant], job.arrival))
         reading = bool(plan.decode) or any(job.reads for job in prefill)
@@ -220,6 +228,12 @@ class Scheduler:
     def _share(self) -> int:
         """Running requests of a tenant's if all that have any had as many."""
         return max(1, self.limits.max_running // max(1, len(self._active)))
+
+    def _turn(self, now: float) -> int:
+        """Sequences of one tenant that may decode in a step."""
+        if len(self._active) > 1:
+            self._company = now
+        return self.pace.rows(TURN) if now - self._company <= COMPANY else self.limits.max_running
 
     def _crowding(self) -> set[str]:
         """Tenants whose reads rest for this step: they run more than their share while another, who does not, waits for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from hypothesis import given, settings
@@ -132,6 +133,50 @@ def test_an_atomic_context_longer_than_its_room_beside_readers_has_its_turn() ->
     for _ in range(20):
         server.step()
     assert server.updates == 1
+
+
+def crowd(company: bool) -> tuple[Scheduler, list[Job]]:
+    """One tenant's 40 sequences of a millisecond a row each, and perhaps another tenant that waits for its memory."""
+    scheduler, memories = Scheduler(Limits()), Slots(1, 0, {"hot": False})
+    jobs = [Job(f"{n}", "hot", Kind.GENERATE, 4, 0.0) for n in range(40)]
+    for job in jobs:
+        scheduler.submit(job)
+    scheduler.plan(0.0, memories)
+    for job in jobs:
+        job.phase = Phase.DECODE
+    scheduler.pace.spent(Spent(40, 0, 0, 0.04), reading=True)
+    if company:
+        scheduler.submit(Job("other", "other", Kind.GENERATE, 4, 0.0))
+    return scheduler, jobs
+
+
+def test_in_company_many_sequences_of_one_tenant_decode_in_turns() -> None:
+    scheduler, jobs = crowd(company=True)
+    memories = Slots(1, 0, {"hot": False})
+    had: Counter[str] = Counter()
+    for step in range(40):
+        plan = scheduler.plan(0.1 * step, memories)
+        assert len(plan.decode) == 20
+        had.update(job.id for job in plan.decode)
+        # none of them waits for longer than a round
+        assert max(had[job.id] for job in jobs) - min(had[job.id] for job in jobs) <= 1
+    assert scheduler._counters["hot"] == 40 * 4 + 40 * 20 * scheduler.prices.output
+    # a while after the other has gone, nobody is there to wait for the end of a step
+    scheduler.finish(scheduler.of("other")[0])
+    assert len(scheduler.plan(10.0, memories).decode) == 20
+    assert len(scheduler.plan(20.0, memories).decode) == 40
+
+
+def test_alone_all_sequences_decode_in_every_step() -> None:
+    scheduler, _ = crowd(company=False)
+    assert len(scheduler.plan(0.0, Slots(1, 0, {"hot": False})).decode) == 40
+
+
+def test_however_slow_a_device_is_a_few_decode_together() -> None:
+    pace = Pace(0.25)
+    assert pace.rows(0.02) > 1000
+    pace.spent(Spent(10, 0, 0, 10.0), reading=True)
+    assert pace.rows(0.02) == 8
 
 
 def test_the_engine_tells_where_its_time_went() -> None:
