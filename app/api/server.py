@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 import structlog
 
-from app import logs
+from app import headstart, logs
 from app.api.spool import Spool
-from app.api.supervisor import WORKER, Supervisor, WorkerCannotStart
+from app.api.supervisor import Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient
 from app.errors import SHUT_DOWN
+from app.headstart import WORKER
 from app.keys.file import BadKeysFile
 from app.keys.watch import WatchedRing
 from app.messages import WORKER_LAST_SECONDS
@@ -82,7 +83,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_now)
     client = WorkerClient()
-    supervisor = Supervisor(settings, client, command=command)
+    supervisor = Supervisor(settings, client, command=command, begun=headstart.take())
     spool = Spool(settings.spool_dir, settings.max_transfers)
     spool.sweep()
     worker = asyncio.create_task(supervisor.run())

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import sys
-import tempfile
+import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import msgspec
@@ -18,20 +16,18 @@ import zmq
 import zmq.asyncio
 
 from app.api.worker import WorkerClient
+from app.headstart import WORKER, Begun, endpoint, private_directory, start
 from app.messages import decode_answers
 from app.settings import Settings
 
 log = structlog.get_logger("api")
 
-WORKER = (sys.executable, "-m", "app.worker")
 # a worker that was ready for this long did not fail quickly
 STEADY_SECONDS = 60.0
 MOST_QUICK_FAILURES = 5
 _FIRST_BACKOFF = 0.5
 _LAST_WORDS = 0.2
 _LONGEST_BACKOFF = 30.0
-# socket paths may have 107 bytes; "/<n>.sock" comes after
-_LONGEST_DIRECTORY = 90
 
 
 class WorkerCannotStart(Exception):
@@ -46,15 +42,24 @@ class Supervisor:
     kernel sees to when this process is killed.
     """
 
-    def __init__(self, settings: Settings, client: WorkerClient, *, command: Sequence[str] = WORKER) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: WorkerClient,
+        *,
+        command: Sequence[str] = WORKER,
+        begun: Begun | None = None,
+    ) -> None:
+        """``begun`` is a worker that was started ahead, and becomes the first one."""
         self._settings = settings
         self._client = client
         self._command = tuple(command)
         self._context = zmq.asyncio.Context()
-        self._directory = private_directory()
+        self._begun = begun
+        self._directory = private_directory() if begun is None else begun.directory
         self._incarnation = 0
         self._was_ready = False
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         # set once the first process runs
         self.started = asyncio.Event()
 
@@ -87,28 +92,23 @@ class Supervisor:
                 self._client.delayed(pause)
                 await asyncio.sleep(pause)
         finally:
+            if self._begun is not None:
+                self._begun.drop()
             self._context.destroy(linger=0)
             shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _one_life(self) -> str:
         """From start to end of one worker process; how it ended."""
         self._incarnation += 1
-        endpoint = f"ipc://{self._directory}/{self._incarnation}.sock"
+        here = endpoint(self._directory, self._incarnation)
         socket = self._context.socket(zmq.DEALER)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             socket.setsockopt(option, 0)
         reason = "the worker ended"
         try:
-            socket.bind(endpoint)
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                "--endpoint",
-                endpoint,
-                stdin=asyncio.subprocess.PIPE,
-                # a Ctrl-C in the terminal is for the API, which then drains the worker
-                start_new_session=True,
-            )
-            self._process = process
+            socket.bind(here)
+            begun, self._begun = self._begun, None
+            process = self._process = start(self._command, here) if begun is None else begun.process
             self.started.set()
             try:
                 reason = await self._watch(process, socket)
@@ -120,7 +120,7 @@ class Supervisor:
             socket.close(linger=0)
         return reason
 
-    async def _watch(self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket) -> str:
+    async def _watch(self, process: subprocess.Popen[bytes], socket: zmq.asyncio.Socket) -> str:
         """Until the process ends, or has to. Returns how it ended, in words."""
         client = self._client
 
@@ -132,10 +132,11 @@ class Supervisor:
         assert process.stdin is not None
         client.attach(send, time.monotonic())
         with contextlib.suppress(ConnectionError):
+            # they fit into an empty pipe
             process.stdin.write(self._settings.model_dump_json().encode() + b"\n")
-            await process.stdin.drain()
+            process.stdin.flush()
         listener = asyncio.create_task(self._listen(socket))
-        exit = asyncio.create_task(process.wait())
+        exit = asyncio.create_task(asyncio.to_thread(process.wait))
         deadline = asyncio.create_task(self._silence())
         try:
             await asyncio.wait([listener, exit, deadline], return_when=asyncio.FIRST_COMPLETED)
@@ -183,20 +184,10 @@ class Supervisor:
             await asyncio.sleep(left)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: subprocess.Popen[bytes]) -> None:
     """Kills the process if it still runs. What it acknowledged is durable, so nothing is lost by that."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    await process.wait()
-    if process.stdin is not None:
+    process.kill()
+    await asyncio.to_thread(process.wait)
+    assert process.stdin is not None
+    with contextlib.suppress(ConnectionError):
         process.stdin.close()
-
-
-def private_directory() -> Path:
-    """A new directory that only this user can enter, with a path short enough for sockets."""
-    directory = Path(tempfile.mkdtemp(prefix="memoryllm-"))
-    if len(str(directory)) > _LONGEST_DIRECTORY:
-        directory.rmdir()
-        directory = Path(tempfile.mkdtemp(prefix="memoryllm-", dir="/tmp"))
-    return directory

@@ -1,57 +1,18 @@
-"""The ``memoryllm`` command. Client commands import neither torch nor transformers, so that they start at once."""
+"""The ``memoryllm`` command. What it consists of is in ``commands``."""
 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
-from io import TextIOWrapper
 from typing import NoReturn
 
-import typer
-
-from app.cli import ask, chat, keys, serve, teach, tenants, transfers
-from app.cli.errors import FAILED, Refusal
-
-app = typer.Typer(
-    name="memoryllm",
-    help="A model server whose users each have a memory of their own.",
-    epilog="Exit codes: 0 done, 2 wrong usage, 3 refused by the server, 4 no server or not ready, "
-    "5 the server failed, 130 interrupted. The client commands take an API key from MEMORYLLM_API_KEY.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-serve.register(app)
-teach.register(app)
-ask.register(app)
-chat.register(app)
-transfers.register(tenants.app)
-app.add_typer(tenants.app, name="tenants")
-app.add_typer(keys.app, name="keys")
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    try:
-        print(installed_version("memoryllm-serve"))
-    except PackageNotFoundError:
-        raise Refusal("memoryllm-serve is not installed: run from a checkout", FAILED) from None
+from app import headstart
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits.
+    """Runs the command line and exits, see ``commands.run``."""
+    # before anything is imported: a server is ready when its worker is
+    if arguments is None and sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
+        headstart.begin()
+    from app.cli.commands import run
 
-    Exit codes: 0 done, 1 an answer of no, or a server that could not start, 2 wrong usage, 3 the server refused
-    the request, 4 it cannot be reached or is not ready, 5 it failed, 130 interrupted.
-    """
-    if isinstance(sys.stdout, TextIOWrapper):
-        # an answer in another alphabet than the terminal's is better with question marks than not at all
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        code = app(args=arguments, standalone_mode=True)
-    except Refusal as refusal:
-        refusal.show()
-        sys.exit(refusal.exit_code)
-    sys.exit(code)
+    run(arguments)

@@ -2,89 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
-import signal
 import sys
-from pathlib import Path
-
-import structlog
-from rich.console import Console
-from rich.progress import Progress
-
-from app import logs
-from app.errors import ServiceError
-from app.messages import Fatal, Ready
-from app.model.checkpoint import CheckpointError
-from app.model.config import UnsupportedModel
-from app.settings import Settings
-from app.store.base import Store
-from app.store.url import open_store
-from app.worker.budget import CannotStart
-from app.worker.build import Built, build
-from app.worker.loop import Background, Loop, exit_with_parent
-
-log = structlog.get_logger("worker")
 
 
-def _text_key(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        key = bytes.fromhex(path.read_text("ascii").strip())
-    except (OSError, ValueError) as error:
-        raise CannotStart(f"the text key file {path} cannot be read as hex digits") from error
-    if len(key) != 32:
-        raise CannotStart(f"the text key file {path} must hold 64 hex digits")
-    return key
+def _main() -> int:
+    # nothing of what imports and loading make is garbage: to look for some takes a tenth of the start
+    gc.disable()
+    from app.worker.process import main
 
-
-def _build(settings: Settings, store: Store, background: Background) -> Built:
-    """Builds with a progress bar over layers where a person watches."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(f"loading {settings.model}", total=None)
-        return build(
-            settings,
-            store,
-            background.submit,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="app.worker")
-    parser.add_argument("--endpoint", required=True)
-    endpoint = parser.parse_args().endpoint
-    settings = Settings.model_validate_json(sys.stdin.buffer.readline())
-    exit_with_parent()
-    # a Ctrl-C in the terminal reaches the whole group; the API decides when a worker ends
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logs.configure(settings)
-    logs.own_process()
-    background = Background()
-    loop = Loop(endpoint, background)
-    try:
-        store = open_store(
-            settings.store, keep_text=settings.keep_text, text_key=_text_key(settings.text_key_file)
-        )
-        built = _build(settings, store, background)
-    except (CannotStart, CheckpointError, UnsupportedModel, ServiceError, ValueError, OSError) as error:
-        loop.send([Fatal(str(error))])
-        loop.close()
-        return 1
-    # the collector would hold a step up for a tenth of a second to look through modules that stay to the end
-    gc.freeze()
-    loop.send([Ready(built.info, pid=os.getpid())])
-    loop.run(built.engine)
-    loop.close()
-    store.close()
-    return 0
+    return main()
 
 
 if __name__ == "__main__":
     # os._exit: threads of libraries must not keep a drained worker alive
-    code = main()
+    code = _main()
     sys.stderr.flush()
     os._exit(code)

@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from app.api import supervisor as module
-from app.api.supervisor import Supervisor, WorkerCannotStart, private_directory
+from app.api.supervisor import Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient, Workers
+from app.headstart import Begun, endpoint, private_directory, start
 from app.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -84,3 +85,32 @@ def test_the_directory_is_private_and_its_path_short(
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert len(str(directory)) < 100
     directory.rmdir()
+
+
+async def test_a_worker_that_was_started_ahead_becomes_the_first_one() -> None:
+    directory = private_directory()
+    begun = Begun(start(FAKE, endpoint(directory, 1)), directory)
+    client = WorkerClient()
+    supervisor = Supervisor(Settings(), client, command=FAKE, begun=begun)
+    running = asyncio.create_task(supervisor.run())
+    await client.settled.wait()
+    assert client.model is not None
+    assert supervisor.pid == begun.process.pid
+    client.draining = True
+    begun.process.kill()
+    await running
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert not directory.exists()
+
+
+async def test_a_worker_started_ahead_ends_with_a_supervisor_that_never_ran_it() -> None:
+    directory = private_directory()
+    begun = Begun(start(FAKE, endpoint(directory, 1)), directory)
+    supervisor = Supervisor(Settings(), WorkerClient(), command=FAKE, begun=begun)
+    running = asyncio.create_task(supervisor.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert begun.process.poll() is not None
+    assert not directory.exists()

@@ -137,12 +137,12 @@ def test_usage_errors(run: Run, fake: Fake) -> None:
 
 
 def test_the_version_is_the_installed_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.cli.installed_version", lambda name: f"1.2.3 of {name}")
+    monkeypatch.setattr("app.cli.commands.installed_version", lambda name: f"1.2.3 of {name}")
     assert run("version").out == "1.2.3 of memoryllm-serve\n"
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("app.cli.installed_version", missing)
+    monkeypatch.setattr("app.cli.commands.installed_version", missing)
     ran = run("version")
     assert (ran.code, ran.out) == (5, "")

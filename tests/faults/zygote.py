@@ -2,7 +2,7 @@
 
     python -m tests.faults.zygote SOCKET        until its standard input closes
 
-What runs in the children is ``run_server`` and ``app.worker.__main__.main``; only their imports came before. A
+What runs in the children is ``run_server`` and ``app.worker.process.main``; only their imports came before. A
 request on the socket is a line of JSON with file descriptors: ``{"serve": settings}`` with the child's output, or
 ``{"work": endpoint, "for": the server's pid}`` with a worker's standard input and error. Births and deaths are told
 on standard output. Whoever asks keeps the connection: it gets the exit code at the end, and closing it kills the child.
@@ -130,7 +130,7 @@ def serve(settings: object, path: str) -> int:
 
 
 def work(endpoint: str) -> int:
-    from app.worker.__main__ import main
+    from app.worker.process import main
 
     sys.argv = ["app.worker", "--endpoint", endpoint]
     return main()
@@ -145,7 +145,7 @@ def preload() -> None:
     import app.api.server
     import app.api.web
     import app.store.url
-    import app.worker.__main__  # noqa: F401
+    import app.worker.process  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import structlog
 
 from app import logs
 from app.settings import Settings
-from app.worker import __main__ as worker
+from app.worker import process as worker
 from app.worker.loop import Background
 
 SECRET = "swordfish-7701"
