@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -19,10 +17,6 @@ from app.errors import StoreFailed, StoreFull
 
 # bytes read at a time: what stays in a processor's cache
 _PART = 1 << 18
-# from this size on files are read by several threads: one that copies is slower than a good disk
-_LARGE = 1 << 23
-_LARGE_PART = 1 << 20
-_READERS = 3
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -106,10 +100,6 @@ class _DiskFile:
 class Disk:
     """The operating system's files."""
 
-    def __init__(self) -> None:
-        # they are started when they are first needed
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-
     def create(self, path: Path) -> File:
         return _DiskFile(path, os.O_CREAT | os.O_EXCL)
 
@@ -140,35 +130,14 @@ class Disk:
 
     def read_into(self, path: Path, buffer: memoryview, seen: Callable[[memoryview], None]) -> int:
         done = 0
-        with open(path, "rb", buffering=0) as file, closing(self._parts(file.fileno(), buffer)) as parts:
-            for part, count in parts:
-                seen(part[:count])
-                done += count
-                if count < len(part):
+        with open(path, "rb", buffering=0) as file:
+            while done < len(buffer):
+                count = file.readinto(buffer[done : done + _PART])
+                if not count:
                     break
+                seen(buffer[done : done + count])
+                done += count
         return done
-
-    def _parts(self, descriptor: int, buffer: memoryview) -> Generator[tuple[memoryview, int]]:
-        """The parts of ``buffer`` one after another as they are read, and how many bytes came into each."""
-        if len(buffer) < _LARGE:
-            for at in range(0, len(buffer), _PART):
-                part = buffer[at : at + _PART]
-                yield part, _read_at(descriptor, part, at)
-            return
-        coming: deque[tuple[memoryview, Future[int]]] = deque()
-        try:
-            for at in range(0, len(buffer), _LARGE_PART):
-                part = buffer[at : at + _LARGE_PART]
-                coming.append((part, self._readers.submit(_read_at, descriptor, part, at)))
-                if len(coming) > _READERS:
-                    yield coming[0][0], coming[0][1].result()
-                    coming.popleft()
-            while coming:
-                yield coming[0][0], coming[0][1].result()
-                coming.popleft()
-        finally:
-            # none of them reads on in a file that is closed
-            wait([future for _, future in coming])
 
     def size(self, path: Path) -> int:
         return path.stat().st_size
@@ -188,17 +157,6 @@ class Disk:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
-
-
-def _read_at(descriptor: int, part: memoryview, offset: int) -> int:
-    """Fills ``part`` from ``offset`` on as far as the file goes; returns how many bytes that were. Raises OSError."""
-    done = 0
-    while done < len(part):
-        count = os.preadv(descriptor, [part[done:]], offset + done)
-        if not count:
-            break
-        done += count
-    return done
 
 
 def failure(error: OSError, doing: str) -> StoreFull | StoreFailed:
