@@ -16,10 +16,10 @@ from typing import Protocol
 
 from experiments.answers import exactly, holds, told_by
 from training.facts import Fact, FactGenerator
-from training.relations.first import FIRST
+from training.relations import RELATIONS
 
 SEED_STRIDE = 1_000_003
-ASKED = FIRST  # relations and wordings that the pocket model was trained on
+ASKED = RELATIONS  # all that the pocket model was trained on
 
 
 @dataclass(frozen=True)
