@@ -26,6 +26,8 @@ DTYPES = {
 
 
 _OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
+# bytes moved at a time: what stays in a processor's cache
+_MOVED = 1 << 18
 
 
 class Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -159,7 +161,6 @@ def replay(base: Pool, blocks: Iterable[tuple[int, Block]], *, reuse: bool = Fal
     if len(hidden) == 1:
         return base
     pool = base.hidden if reuse else torch.empty_like(base.hidden)
-    between = torch.empty_like(base.hidden[0]) if reuse else None
     # ranks are in order of age, so what is left of each block lies together
     counts = [torch.bincount(each, minlength=len(hidden)).tolist() for each in source]
     for layer in range(layers):
@@ -167,13 +168,10 @@ def replay(base: Pool, blocks: Iterable[tuple[int, Block]], *, reuse: bool = Fal
         for vectors, count in zip(hidden, counts[at], strict=True):
             if count:
                 part = slice(begin, begin + count)
-                target = pool[layer, part]
-                if vectors is pool and between is not None:
-                    # the base's own come first, and move only towards the front
-                    _take(vectors[layer], row[at, part], between[:count])
-                    _bytes(target)[:] = _bytes(between[:count])
+                if vectors is pool:
+                    _move(pool[layer], row[at, part])
                 else:
-                    _gather(vectors[layer], row[at, part], target)
+                    _gather(vectors[layer], row[at, part], pool[layer, part])
                 begin += count
     return Pool(pool, born.contiguous())
 
@@ -182,6 +180,17 @@ def _take(vectors: Tensor, rows: Tensor, target: Tensor) -> None:
     """As torch's ``index_select``, which shares a copy of microseconds out among all cores and waits for them: where
     they have other work, a replay of many blocks takes five times as long."""
     np.take(_bytes(vectors), rows.numpy(), axis=0, out=_bytes(target), mode="clip")
+
+
+def _move(vectors: Tensor, rows: Tensor) -> None:
+    """Row i becomes row ``rows``[i]. They rise, so that rows move to the front and what is still to be read is never
+    written over. A few at a time: by way of all of them memory would be written twice."""
+    memory, chosen = _bytes(vectors), rows.numpy()
+    between = np.empty((max(1, _MOVED // memory.shape[1]), memory.shape[1]), dtype=np.uint8)
+    for begin in range(0, len(chosen), len(between)):
+        part = chosen[begin : begin + len(between)]
+        np.take(memory, part, axis=0, out=between[: len(part)], mode="clip")
+        memory[begin : begin + len(part)] = between[: len(part)]
 
 
 def _bytes(rows: Tensor) -> npt.NDArray[np.uint8]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
 from app.errors import FingerprintMismatch, InvalidMemoryFile, TenantNotFound, VersionConflict
-from app.memory.codec import Pool, decode_block, decode_snapshot, encode_snapshot, replay
+from app.memory.codec import Block, Pool, decode_block, decode_snapshot, encode_snapshot, replay
 from app.model.backbone import Backbone
 from app.model.forgetting import MAX_SEED
 from app.store.base import Manifest, Store
+
+# as many as load memories at once
+_READERS = 2
 
 
 def default_seed(tenant: str) -> int:
@@ -24,6 +28,7 @@ class Source:
 
     def __init__(self, backbone: Backbone, store: Store, fingerprint: str) -> None:
         self.store, self.fingerprint = store, fingerprint
+        self._beside = ThreadPoolExecutor(_READERS, thread_name_prefix="blocks")
         config, weights = backbone.config, backbone.weights
         rows = config.num_layers if config.drop_memory_per_layer else 1
         self.own_pool = Pool(weights.memory, torch.zeros(rows, config.pool_size, dtype=torch.int32))
@@ -57,12 +62,19 @@ class Source:
 
     def pool(self, manifest: Manifest) -> Pool:
         """The whole pool at the manifest's version, read from the store. Runs in any thread."""
-        tenant = manifest.tenant
-        base = self.own_pool
-        if manifest.snapshot is not None:
-            base = decode_snapshot(self.store.read(tenant, manifest.snapshot.blob))
-        blocks = ((b.version, decode_block(self.store.read(tenant, b.blob))) for b in manifest.blocks)
-        return replay(base, blocks, reuse=manifest.snapshot is not None)
+        if manifest.snapshot is None:
+            return replay(self.own_pool, self._blocks(manifest))
+        # a disk that is asked for one file after another waits for each
+        blocks = self._beside.submit(self._blocks, manifest)
+        try:
+            base = decode_snapshot(self.store.read(manifest.tenant, manifest.snapshot.blob))
+        finally:
+            # whatever has gone wrong, nobody reads the store after this
+            wait([blocks])
+        return replay(base, blocks.result(), reuse=True)
+
+    def _blocks(self, manifest: Manifest) -> list[tuple[int, Block]]:
+        return [(b.version, decode_block(self.store.read(manifest.tenant, b.blob))) for b in manifest.blocks]
 
     def settled_pool(self, manifest: Manifest) -> tuple[Manifest, Pool]:
         """As ``pool``, while compactions go on: one that took a blob away has left a newer manifest."""

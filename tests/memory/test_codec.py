@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from app.errors import FingerprintMismatch
+from app.memory import codec
 from app.memory.codec import (
     Block,
     Pool,
@@ -70,6 +71,24 @@ def test_replay_is_forgetting_step_by_step(updates: int, per_layer: bool, fills:
     middle = updates // 2
     halfway = decode_snapshot(encode_snapshot(replay(pool, blocks[:middle])))
     assert torch.equal(replay(halfway, blocks[middle:]).hidden, hidden)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("together", [1, 3, SIZE])
+def test_a_pool_is_replayed_in_its_own_memory(
+    monkeypatch: pytest.MonkeyPatch, together: int, per_layer: bool
+) -> None:
+    monkeypatch.setattr(codec, "_MOVED", together * WIDTH * 4)
+    blocks = []
+    for version in range(1, 4):
+        drawn = draw(7, version, pool_size=SIZE, num_tokens=COUNT, num_layers=LAYERS, per_layer=per_layer)
+        blocks.append((version, Block(torch.randn(LAYERS, COUNT, WIDTH), drawn)))
+    pool = base(LAYERS if per_layer else 1)
+    expected = replay(pool, blocks)
+    replayed = replay(pool, blocks, reuse=True)
+    assert replayed.hidden.data_ptr() == pool.hidden.data_ptr()
+    assert torch.equal(replayed.hidden, expected.hidden)
+    assert torch.equal(replayed.born, expected.born)
 
 
 def test_a_block_of_another_shape_is_refused() -> None:
