@@ -124,6 +124,18 @@ class TenantAnswer(BaseModel):
     )
 
 
+class LimitsAnswer(BaseModel):
+    """0: no limit."""
+
+    updates_per_day: int = Field(description="contexts within 24 hours")
+    bytes: int = Field(description="in the store")
+    concurrent: int = Field(description="requests at once")
+
+
+class TenantView(TenantAnswer):
+    limits: LimitsAnswer = Field(description="what the asking key's requests for this tenant are held to")
+
+
 class RebuildAnswer(TenantAnswer):
     rebuilt: bool = Field(description="false: it was the served model's already, and nothing was done")
     blocks: int = Field(description="of the kept texts")

@@ -16,9 +16,11 @@ from app.api.answers import (
     HistoryAnswer,
     HistoryEntry,
     LayerMemory,
+    LimitsAnswer,
     MemoryAnswer,
     TenantAnswer,
     TenantsAnswer,
+    TenantView,
     VersionShare,
 )
 from app.api.body import JsonRoute
@@ -131,8 +133,15 @@ async def _own(services: Services, access: Access, after: str, limit: int) -> Te
 
 
 @router.get("/{tenant}", summary="Look at a tenant")
-async def look(tenant: Named, services: Use) -> TenantAnswer:
-    return tenant_answer(await ask(services, tenant, GetTenant(new_id(), tenant), TenantInfo))
+async def look(tenant: Named, request: Request, services: Use) -> TenantView:
+    info = await ask(services, tenant, GetTenant(new_id(), tenant), TenantInfo)
+    limits = access_of(request).limits
+    return TenantView(
+        **tenant_answer(info).model_dump(),
+        limits=LimitsAnswer(
+            updates_per_day=limits.updates_per_day, bytes=limits.bytes, concurrent=limits.concurrent
+        ),
+    )
 
 
 @router.delete("/{tenant}", summary="Erase a tenant and its memory")

@@ -201,4 +201,7 @@ def show_tenant(answer: Answer) -> None:
             value = f"{value:,}"
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
+        elif isinstance(value, dict):
+            found = [f"{limit:,} {kind.replace('_', ' ')}" for kind, limit in value.items() if limit]
+            value = ", ".join(found) or "none"
         out.print(f"{name.replace('_', ' '):16}{value}", markup=False)

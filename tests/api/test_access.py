@@ -245,6 +245,14 @@ async def test_limits_go_along_with_an_update(guarded: Service) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_tenant_is_told_its_limits(guarded: Service) -> None:
+    await guarded.post("/tenants", {"id": "hold-1"}, headers=bearer("slow"))
+    seen = (await guarded.http.get("/tenants/hold-1", headers=bearer("slow"))).json()
+    assert seen["limits"] == {"updates_per_day": 3, "bytes": 1000, "concurrent": 2}
+    seen = (await guarded.http.get("/tenants/hold-1", headers=bearer("admin"))).json()
+    assert seen["limits"] == {"updates_per_day": 0, "bytes": 0, "concurrent": 0}
+
+
 async def test_without_keys_the_settings_limits_hold(service: Service) -> None:
     await service.post("/update", {"tenant": "ada", "text": "The quick brown fox jumps over the lazy dog."})
     sent = await service.until_seen(m.Update)

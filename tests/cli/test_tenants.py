@@ -20,9 +20,11 @@ TENANT = {
 
 def test_names_are_encoded_in_paths(fake: Fake, run: Run) -> None:
     path = "/tenants/a%2Fb%20%C3%BC"
-    fake.answer(path, TENANT)
+    fake.answer(path, TENANT | {"limits": {"updates_per_day": 0, "bytes": 20_000, "concurrent": 2}})
     fake.answer("/tenants", TENANT, 201)
-    assert "12,345" in run("tenants", "show", "a/b ü").out
+    shown = run("tenants", "show", "a/b ü").out
+    assert "12,345" in shown
+    assert "20,000 bytes, 2 concurrent" in shown
     assert run("tenants", "create", "a/b ü", "--seed", "7").code == 0
     assert run("tenants", "create", "a/b ü").code == 0
     assert run("tenants", "erase", "a/b ü", "--yes").code == 0
