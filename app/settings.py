@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     update_share: float = Field(
         0.25, gt=0, le=1, description="share of the time that updates may take while generations run (1: any)"
     )
+    worker_nice: int = Field(
+        10,
+        ge=0,
+        le=19,
+        description="how far a worker on the CPU steps back behind the API (nice; 0: not at all)",
+    )
     max_sequence: PositiveInt = Field(4096, description="prompt and completion together, in tokens")
     context_tokens: int = Field(
         0, ge=0, description="prompt and completion tokens held at once (0: an eighth of the free memory)"

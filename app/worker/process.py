@@ -22,8 +22,9 @@ from app.settings import Settings
 from app.store.base import Store
 from app.store.url import open_store
 from app.worker.budget import CannotStart
-from app.worker.build import Built, build
+from app.worker.build import Built, build, pick_device
 from app.worker.loop import Background, Loop, exit_with_parent
+from app.worker.priority import step_back
 
 log = structlog.get_logger("worker")
 
@@ -70,6 +71,8 @@ def main() -> int:
     background = Background()
     loop = Loop(endpoint, background)
     try:
+        if pick_device(settings.device).type == "cpu":
+            step_back(settings.worker_nice)
         store = open_store(
             settings.store, keep_text=settings.keep_text, text_key=_text_key(settings.text_key_file)
         )
