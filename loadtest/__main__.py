@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 import traceback
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = set(options.scenarios) - set(SCENARIOS)
     if unknown or options.scale <= 0:
         parser.error(f"scenarios are {', '.join(SCENARIOS)}, and a scale is above 0")
+    # whoever ends a run by SIGTERM wants its server ended as well
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     minutes = 30 * options.scale if options.minutes is None else options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     with Bare(sizes=MODEL) as bare:
