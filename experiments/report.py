@@ -29,8 +29,8 @@ Written by `python -m experiments.report` from what the experiments left in a fo
 `--template "Question: {question} Answer:"`. Interrupted commands go on where they were.
 
 Errors are standard errors. Names and values of generated facts are held out of the pocket model's training; an answer
-counts if it equals the value, for SQuAD if it holds one of the answers. What a prompt holds itself never counts. Results name
-the first digits of their model's fingerprint: one that was taken with another model than its neighbours has not been run since.
+counts if it equals the value, for SQuAD if it holds one of the answers. What a prompt holds itself never counts.
+Results name their model's fingerprint: one of another model than its neighbours' has not been run since.
 """
 
 
