@@ -1,4 +1,5 @@
-"""Neither process looks for garbage in what it was started with: a tenth of a second, in which nobody is answered."""
+"""Neither process looks for garbage in what it was started with: a tenth of a second, in which nobody is answered; and
+the worker lets the API go first."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ threading.Thread(target=watch, daemon=True).start()
 """
 
 
-def test_both_processes_freeze_what_they_have_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     frozen = tmp_path / "frozen"
     frozen.touch()
@@ -32,8 +33,12 @@ def test_both_processes_freeze_what_they_have_loaded(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     with ServerProcess(tmp_path / "store") as server:
         pids = {server.process.pid, server.worker_pid}
+        api, worker = (
+            os.getpriority(os.PRIO_PROCESS, pid) for pid in (server.process.pid, server.worker_pid)
+        )
         # lines of a file that is being written may be half there
         until(lambda: frozen.read_text().count("\n") >= len(pids), "a line of each process")
         counts = dict(map(int, line.split()) for line in frozen.read_text().splitlines())
     assert set(counts) == pids
     assert min(counts.values()) > 50_000
+    assert worker == min(19, api + 10)
