@@ -82,7 +82,7 @@ class SpoolFile:
 class Spool:
     """The transfers of one server, at most ``most`` at once, below ``root`` (None: the system's own place).
 
-    ``working`` bounds those that the worker has in hand: each takes a pool or two of its host memory.
+    ``working`` bounds those that the worker has in hand: an import takes a pool or two of its host memory.
     """
 
     def __init__(self, root: Path | None, most: int, clock: Clock = time.monotonic) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from app.errors import FingerprintMismatch, InvalidMemoryFile, InvalidRequest
 from app.memory.codec import DTYPES, Entry, Pool, raw, safetensors_header
+from app.memory.stored import StoredPool
 from app.model.config import ModelConfig
 from app.model.forgetting import MAX_SEED
 from app.store.base import BlobRef, BlockRecord, Idempotency
@@ -83,26 +84,34 @@ def _rows(config: ModelConfig) -> int:
 
 
 def write_memory(
-    file: BufferedWriter, pool: Pool, about: About, config: ModelConfig, *, stopped: Callable[[], bool]
+    file: BufferedWriter,
+    pool: StoredPool,
+    about: About,
+    config: ModelConfig,
+    *,
+    stopped: Callable[[], bool],
 ) -> int:
     """Writes the whole file, a layer at a time, and returns its size in bytes; less if ``stopped`` says so.
 
-    Raises InvalidRequest if the texts do not fit into a header, OSError.
+    Raises InvalidRequest if the texts do not fit into a header, OSError, and as ``StoredPool``: what was written is
+    worth nothing then.
     """
+    flag = torch.tensor(about.initialized, dtype=torch.uint8)
     tensors = {
-        "memory": pool.hidden,
-        "born": pool.born,
-        "initialized": torch.tensor(about.initialized, dtype=torch.uint8),
+        "memory": torch.empty(pool.shape, dtype=pool.dtype, device="meta"),
+        "born": torch.empty(_rows(config), config.pool_size, dtype=torch.int32, device="meta"),
+        "initialized": flag,
     }
     begin = safetensors_header(tensors, _metadata(about, config))
     if len(begin) > MOST_HEADER:
         raise InvalidRequest("the texts are too long for one file: export without them", param="texts")
     written = file.write(begin)
-    for piece in [*tensors["memory"], tensors["born"], tensors["initialized"]]:
+    for layer in pool.layers():
         if stopped():
-            break
-        written += file.write(raw(piece.detach().cpu().contiguous()))
-    return written
+            return written
+        written += file.write(raw(layer.contiguous()))
+    # from here on all that was read is known to be sound
+    return written + file.write(raw(pool.born.contiguous())) + file.write(raw(flag))
 
 
 def _metadata(about: About, config: ModelConfig) -> dict[str, str]:

@@ -14,9 +14,12 @@ All methods are synchronous, thread-safe, and durable when they return. They rai
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from app.store.reading import BlobReader
 
 FORMAT = 1
 # names one claim of a tenant, see Store.claimed
@@ -193,6 +196,13 @@ class Store(Protocol):
 
         A blob that compaction, rollback, rebuild or erasure took away after the caller had loaded the manifest
         raises VersionConflict or TenantNotFound: load again.
+        """
+        ...
+
+    def reader(self, tenant: str, blob: BlobRef) -> BlobReader:
+        """The blob piece by piece, for one who has no room for all of it. It is checked when all has been taken.
+
+        Raises as ``read``, and so does what it returns.
         """
         ...
 

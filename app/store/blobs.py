@@ -12,7 +12,7 @@ import numpy as np
 
 from app.store.ahead import Ahead
 from app.store.base import BlobRef, Manifest
-from app.store.files import FileSystem, failure, fill_synced, remove_quietly, write_synced
+from app.store.files import FileSystem, Source, failure, fill_synced, remove_quietly, write_synced
 from app.store.home import Home
 from app.store.lineages import Copy, blobs_of
 from app.store.parts import new_name, quarantined, require_name
@@ -117,6 +117,15 @@ class Blobs:
         if count != blob.size or found.text() != blob.checksum:
             raise quarantined("a blob is damaged")
         return data
+
+    def reader(self, tenant: str, blob: BlobRef) -> Source:
+        """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
+        try:
+            return self._files.source(self._path(tenant, blob))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise failure(error, "reading a blob") from error
 
     def discard(self, tenant: str, names: list[str]) -> None:
         """Removes files that no manifest names; those that cannot be removed now are swept later."""

@@ -36,6 +36,16 @@ class File(Protocol):
     def close(self) -> None: ...
 
 
+class Source(Protocol):
+    """A file being read. Raises OSError as the system does."""
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Fills the start of ``buffer`` with what is at ``offset``; returns how many bytes of it, 0 at the end."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class FileSystem(Protocol):
     """The calls the store needs; each raises OSError as the system does."""
 
@@ -68,6 +78,10 @@ class FileSystem(Protocol):
         while it is in the processor's cache. Returns how many bytes were read."""
         ...
 
+    def source(self, path: Path) -> Source:
+        """Opens ``path`` for reading; what it holds stays readable when its name is taken away."""
+        ...
+
     def size(self, path: Path) -> int: ...
 
     def remove(self, path: Path) -> None: ...
@@ -92,6 +106,17 @@ class _DiskFile:
     def sync(self) -> None:
         # times are of no matter; a size that has changed is synced all the same
         os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class _DiskSource:
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        return os.preadv(self._descriptor, [buffer], offset)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -138,6 +163,9 @@ class Disk:
                 seen(buffer[done : done + count])
                 done += count
         return done
+
+    def source(self, path: Path) -> Source:
+        return _DiskSource(path)
 
     def size(self, path: Path) -> int:
         return path.stat().st_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import NoReturn
 
 import msgspec
 
@@ -20,6 +21,7 @@ from app.store.files import translated
 from app.store.histories import Histories
 from app.store.locks import TenantLocks
 from app.store.parts import Blobs, Manifests, Place, quarantined
+from app.store.reading import BlobReader
 from app.store.records import seal
 from app.store.texts import Texts
 
@@ -76,13 +78,25 @@ class Operations(ABC):
         try:
             return self._blobs.read(tenant, blob)
         except FileNotFoundError as error:
-            with self._locks.holding(tenant):
-                manifest = self._look(tenant)
-            if manifest is None:
-                raise TenantNotFound("there is no such tenant") from error
-            if blob not in lineages.blobs_of(manifest):
-                raise VersionConflict("the memory has changed meanwhile", retry_after=0.1) from error
-            raise quarantined("a blob is missing") from error
+            self._gone(tenant, blob, error)
+
+    def reader(self, tenant: str, blob: BlobRef) -> BlobReader:
+        self._locks.check()
+        try:
+            source = self._blobs.reader(tenant, blob)
+        except FileNotFoundError as error:
+            self._gone(tenant, blob, error)
+        return BlobReader(blob, source, lambda error: self._gone(tenant, blob, error))
+
+    def _gone(self, tenant: str, blob: BlobRef, error: OSError) -> NoReturn:
+        """Says what it means that a blob is missing."""
+        with self._locks.holding(tenant):
+            manifest = self._look(tenant)
+        if manifest is None:
+            raise TenantNotFound("there is no such tenant") from error
+        if blob not in lineages.blobs_of(manifest):
+            raise VersionConflict("the memory has changed meanwhile", retry_after=0.1) from error
+        raise quarantined("a blob is missing") from error
 
     def history(self, tenant: str) -> list[BlockRecord]:
         with self._locks.holding(tenant):

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from app.errors import TenantQuarantined
 from app.store.base import BlobRef, Manifest
+from app.store.files import Source
 from app.store.lineages import Copy
 
 
@@ -48,6 +49,11 @@ class Blobs(Protocol):
 
     def read(self, tenant: str, blob: BlobRef) -> memoryview:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
+        ...
+
+    def reader(self, tenant: str, blob: BlobRef) -> Source:
+        """The blob's bytes, not checked. Raises FileNotFoundError, now or when it is read; TenantQuarantined,
+        StoreFailed."""
         ...
 
     def discard(self, tenant: str, names: list[str]) -> None:

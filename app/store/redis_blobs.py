@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.errors import ServiceError
 from app.store.base import BlobRef, Manifest
+from app.store.files import Source
 from app.store.lineages import Copy, blobs_of
 from app.store.parts import new_name, quarantined, require_name
 from app.store.records import blob_checksum
@@ -20,6 +21,30 @@ CHUNK = 16 * 2**20
 def chunks(size: int) -> int:
     """How many keys a blob of ``size`` bytes takes."""
     return max(1, -(-size // CHUNK))
+
+
+class _Chunks:
+    """A blob's bytes, fetched when they are asked for; ``key`` names the chunk of a number."""
+
+    def __init__(self, server: Server, key: Callable[[int], str], blob: BlobRef) -> None:
+        self._server, self._key, self._blob = server, key, blob
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Raises FileNotFoundError, StoreFailed."""
+        number, begin = divmod(offset, CHUNK)
+        if number >= chunks(self._blob.size):
+            return 0
+        key, size = self._key(number), min(len(buffer), CHUNK - begin)
+        piece = self._server.again(
+            "reading a blob", lambda: self._server.client.getrange(key, begin, begin + size - 1)
+        )
+        # of a key that is missing the server says what it says of one that is too short
+        if not piece and not self._server.again("reading a blob", lambda: self._server.client.exists(key)):
+            raise FileNotFoundError(self._blob.name)
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None: ...
 
 
 class RedisBlobs:
@@ -101,6 +126,11 @@ class RedisBlobs:
         if len(data) != blob.size or blob_checksum(memoryview(data), blob.checksum) != blob.checksum:
             raise quarantined("a blob is damaged")
         return memoryview(data)
+
+    def reader(self, tenant: str, blob: BlobRef) -> Source:
+        """Raises TenantQuarantined; reading it FileNotFoundError, StoreFailed."""
+        require_name(blob)
+        return _Chunks(self._server, lambda number: self._chunk(tenant, blob.name, number), blob)
 
     def held(self, tenant: str) -> dict[str, int]:
         """Sizes of all blobs that there may be anything of, by name. Raises StoreFailed."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedWriter
 from typing import TYPE_CHECKING
 
 from app.errors import InvalidMemoryFile, ServiceError, StoreFull, TenantExists, VersionConflict
 from app.memory.codec import Pool, encode_snapshot
 from app.memory.file import About, read_memory, write_memory
 from app.memory.residency import Residency
+from app.memory.stored import StoredPool
 from app.messages import Exported, ExportTenant, ImportTenant, Reply, TenantInfo
 from app.store.base import Manifest, Store
 from app.worker.quotas import check_bytes
@@ -83,8 +86,6 @@ class Transfers:
         residency = self.residency
         manifest = self.engine.tenants.manifest(message.tenant)
         residency.check(manifest)
-        manifest, pool = residency.settled_pool(manifest)
-        about = self._about(manifest, texts=message.texts)
         try:
             # no O_CREAT: a client that has gone has taken the file along
             descriptor = os.open(message.path, os.O_WRONLY | os.O_NOFOLLOW)
@@ -95,8 +96,28 @@ class Transfers:
             return transfer.doomed is not None or not os.fstat(descriptor).st_nlink
 
         with open(descriptor, "wb") as file:
-            written = write_memory(file, pool, about, residency.backbone.config, stopped=stopped)
-        return Exported(message.tenant, manifest.version, written)
+            while True:
+                try:
+                    written = self._write(file, manifest, message.texts, stopped)
+                    return Exported(message.tenant, manifest.version, written)
+                except VersionConflict:
+                    # a compaction that took a blob away has left a newer manifest
+                    newer = self.engine.tenants.manifest(message.tenant)
+                    if newer == manifest:
+                        raise
+                    manifest = newer
+                    residency.check(manifest)
+                    file.seek(0)
+                    file.truncate()
+
+    def _write(
+        self, file: BufferedWriter, manifest: Manifest, texts: bool, stopped: Callable[[], bool]
+    ) -> int:
+        """The memory as ``manifest`` has it into ``file``, a layer at a time; how many bytes."""
+        residency = self.residency
+        with StoredPool(self.store, manifest, residency.own_pool) as pool:
+            about = self._about(manifest, texts=texts)
+            return write_memory(file, pool, about, residency.backbone.config, stopped=stopped)
 
     def _about(self, manifest: Manifest, *, texts: bool) -> About:
         records = tuple(self.store.history(manifest.tenant)) if texts else ()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from app.store.files import File
+from app.store.files import File, Source
+from tests.fakes import Piecewise
 
 # what a crash leaves: only what was synced; every name, but of unsynced files only a half; everything; or of
 # each unsynced change, drawn for itself, all, nothing or a torn part
@@ -184,6 +185,9 @@ class MemoryDisk:
         buffer[: len(data)] = data
         seen(buffer[: len(data)])
         return len(data)
+
+    def source(self, path: Path) -> Source:
+        return Piecewise(self.read(path))
 
     def size(self, path: Path) -> int:
         node = self._node(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -30,6 +31,14 @@ def versions(records: list[object]) -> list[int]:
     return [r.version for r in records]  # type: ignore[attr-defined]
 
 
+def whole(store: Store, blob: BlobRef, tenant: str = "ada", piece: int = 1000) -> bytes:
+    """What ``reader`` gives, in pieces."""
+    with store.reader(tenant, blob) as reader:
+        pieces = [bytes(reader.take(min(piece, blob.size - at))) for at in range(0, blob.size, piece)]
+        reader.finish()
+    return b"".join(pieces)
+
+
 # ---------------------------------------------------------------- creating and loading
 
 
@@ -39,7 +48,7 @@ def test_nothing_is_there_at_first(store: Store) -> None:
     assert store.erase("ada") is None
 
 
-@pytest.mark.parametrize("call", ["commit", "compact", "history", "find", "usage", "read"])
+@pytest.mark.parametrize("call", ["commit", "compact", "history", "find", "usage", "read", "reader"])
 def test_an_absent_tenant_is_not_found(store: Store, call: str) -> None:
     calls: dict[str, Callable[[], object]] = {
         "commit": lambda: commit(store, 1),
@@ -48,6 +57,7 @@ def test_an_absent_tenant_is_not_found(store: Store, call: str) -> None:
         "find": lambda: store.find("ada", "key"),
         "usage": lambda: store.usage("ada"),
         "read": lambda: store.read("ada", BlobRef("0000000001-0123456789abcdef.block", 1, "00")),
+        "reader": lambda: whole(store, BlobRef("0000000001-0123456789abcdef.block", 1, "00")),
     }
     with pytest.raises(TenantNotFound):
         calls[call]()
@@ -205,6 +215,50 @@ def test_empty_and_large_blobs(reopen: Open) -> None:
     assert store.usage("ada") > len(large)
 
 
+def test_a_blob_comes_piece_by_piece(store: Store) -> None:
+    store.create(manifest())
+    data = bytes(range(256)) * 4000
+    ref = store.commit("ada", 0, data, time=1.0, tokens=16).blocks[-1].blob
+    assert whole(store, ref) == whole(store, ref, piece=len(data)) == data
+    with store.reader("ada", ref) as reader:
+        assert bytes(reader.peek(300_000, 5)) == data[300_000:300_005]
+        assert bytes(reader.take(3)) == data[:3]
+        assert bytes(reader.peek(len(data) - 1, 1)) == data[-1:]
+        for offset, size in ((len(data), 1), (-1, 2), (0, -1)):
+            with pytest.raises(TenantQuarantined):
+                reader.peek(offset, size)
+        # nobody may take a part for all of it
+        with pytest.raises(TenantQuarantined):
+            reader.finish()
+    empty = store.commit("ada", 1, b"", time=2.0, tokens=16).blocks[-1].blob
+    assert whole(store, empty) == b""
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_blob_that_goes_while_it_is_read_is_whole_or_says_so(store: Store, begun: bool) -> None:
+    store.create(manifest())
+    ref = store.commit("ada", 0, b"x" * 300_000, time=1.0, tokens=16).blocks[-1].blob
+
+    def read() -> bytes:
+        with store.reader("ada", ref) as reader:
+            pieces = [bytes(reader.take(1000))] if begun else []
+            store.compact("ada", 1, b"snapshot")
+            pieces.append(bytes(reader.take(ref.size - sum(map(len, pieces)))))
+            reader.finish()
+            return b"".join(pieces)
+
+    with suppress(VersionConflict):
+        assert read() == b"x" * 300_000
+    with pytest.raises(VersionConflict):
+        whole(store, ref)
+    snapshot = store.load("ada").snapshot  # type: ignore[union-attr]
+    assert snapshot is not None
+    assert whole(store, snapshot.blob) == b"snapshot"
+    store.erase("ada")
+    with pytest.raises(TenantNotFound):
+        whole(store, snapshot.blob)
+
+
 def test_a_blob_that_is_not_what_its_name_says_is_quarantine(store: Store) -> None:
     store.create(manifest())
     ref = commit(store, 1).blocks[0].blob
@@ -215,6 +269,11 @@ def test_a_blob_that_is_not_what_its_name_says_is_quarantine(store: Store) -> No
     ):
         with pytest.raises(TenantQuarantined):
             store.read("ada", wrong)
+        with pytest.raises(TenantQuarantined):
+            whole(store, wrong)
+        if wrong.size == ref.size:
+            with pytest.raises(TenantQuarantined), store.reader("ada", wrong) as reader:
+                reader.verify()
 
 
 # ---------------------------------------------------------------- compaction and the archive

@@ -28,6 +28,7 @@ from app.store.redis import RedisStore
 from app.store.redis_server import parse_url
 from app.store.url import open_store
 from tests.store.redisserver import RedisServer
+from tests.store.test_contract import whole
 
 
 def manifest(tenant: str = "ada") -> Manifest:
@@ -500,6 +501,8 @@ def test_blobs_of_several_chunks(opened: Any, redis_server: RedisServer) -> None
             data = bytes(range(size))
             ref = commit(store, version, data).blocks[-1].blob
             assert store.read("ada", ref) == data
+            for piece in (1, 7, 10, 100):
+                assert whole(store, ref, piece=piece) == data
         fork = store.fork("ada", "bob", created=1.0)
         assert [store.read("bob", block.blob) for block in fork.blocks] == [bytes(range(s)) for s in sizes]
         store.erase("ada")
@@ -541,6 +544,8 @@ def test_damage_is_the_one_tenants_own(
 
     with pytest.raises(TenantQuarantined):
         read("ada")
+    with pytest.raises(TenantQuarantined):
+        whole(again, again.load("ada").blocks[0].blob)
     assert read("bob") == b"some block"
     assert list(again.tenants()) == ["ada", "bob"]
     assert again.erase("ada") is not None
