@@ -114,10 +114,14 @@ class GetTenant(Message, frozen=True):
 
 
 class EraseTenant(Message, frozen=True):
-    """Fails the tenant's open requests with TenantErased and removes it everywhere. Reply: Erased."""
+    """Fails the tenant's open requests with TenantErased and removes it everywhere. Reply: Erased.
+
+    With ``updates_per_day`` (0: no limit) the worker goes on counting what it took in before, until it restarts.
+    """
 
     id: str
     tenant: str
+    updates_per_day: int = 0
 
 
 class GetMemory(Message, frozen=True):
@@ -175,8 +179,8 @@ class RebuiltContext(msgspec.Struct, frozen=True):
 class RebuildTenant(Message, frozen=True):
     """Tells ``contexts`` to a new memory and puts that in the place of the old one, all at once.
 
-    The old one must be at ``lineage`` and ``memory_version`` still. Answered by UpdateProgress, then a Reply:
-    TenantInfo.
+    The old one must be at ``lineage`` and ``memory_version`` still. ``most_bytes``: what the tenant may take in the
+    store (0: no limit). Answered by UpdateProgress, then a Reply: TenantInfo.
     """
 
     id: str
@@ -184,6 +188,7 @@ class RebuildTenant(Message, frozen=True):
     lineage: int
     memory_version: int
     contexts: list[RebuiltContext]
+    most_bytes: int = 0
 
 
 class ExportTenant(Message, frozen=True):

@@ -10,6 +10,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from app.api import contexts
+from app.api.access import access_of
 from app.api.admission import Place, place_of
 from app.api.answers import RebuildAnswer
 from app.api.body import JsonRoute
@@ -54,7 +55,8 @@ async def rebuild(
     tenant: Named, body: RebuildBody, request: Request, services: Use
 ) -> Response | RebuildAnswer:
     """What a memory of another model needs. The old one stays until the new one takes its place, all at once."""
-    rebuilt = _rebuilt(services, tenant, body.force, place_of(request))
+    most_bytes = access_of(request).limits.bytes
+    rebuilt = _rebuilt(services, tenant, body.force, place_of(request), most_bytes)
     if body.stream:
         return EventStream(_events(rebuilt))
     async with aclosing(rebuilt) as rebuilding:
@@ -81,7 +83,7 @@ async def _events(rebuilt: AsyncGenerator[UpdateProgress | RebuildAnswer | None]
 
 
 async def _rebuilt(
-    services: Services, tenant: str, force: bool, place: Place
+    services: Services, tenant: str, force: bool, place: Place, most_bytes: int
 ) -> AsyncGenerator[UpdateProgress | RebuildAnswer | None]:
     """Progress, None for silence, and in the end the answer. Raises TextsNotKept, NoTokenizer, VersionConflict…"""
     client = services.workers.of(tenant)
@@ -95,7 +97,7 @@ async def _rebuilt(
         if texts.texts:
             tokenizer = need(client.tokenizer, "tenant")
             pieces = await asyncio.to_thread(_pieces, texts, model, tokenizer)
-        message = RebuildTenant(new_id(), tenant, texts.lineage, texts.memory_version, pieces)
+        message = RebuildTenant(new_id(), tenant, texts.lineage, texts.memory_version, pieces, most_bytes)
         place.take_tokens(sum(len(piece.tokens) for piece in pieces), None)
         try:
             with client.open(message, place) as stream:

@@ -145,12 +145,13 @@ async def look(tenant: Named, request: Request, services: Use) -> TenantView:
 
 
 @router.delete("/{tenant}", summary="Erase a tenant and its memory")
-async def erase(tenant: Named, services: Use) -> ErasedAnswer:
+async def erase(tenant: Named, request: Request, services: Use) -> ErasedAnswer:
     """Ends the tenant's open requests and removes it from the device, from the host's memory and from the store.
 
     A client that is being sent an export of it gets no further.
     """
-    erased = await ask(services, tenant, EraseTenant(new_id(), tenant), Erased)
+    message = EraseTenant(new_id(), tenant, access_of(request).limits.updates_per_day)
+    erased = await ask(services, tenant, message, Erased)
     return ErasedAnswer(
         id=erased.tenant,
         memory_version=erased.memory_version,

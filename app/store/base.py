@@ -73,7 +73,8 @@ class Manifest(msgspec.Struct, frozen=True):
     Without a snapshot the blocks start at version 1, on the checkpoint's own pool. ``archive`` names blobs
     with the records of older blocks, whose own blobs compaction has dropped (bounded, newest kept).
     ``lineage`` is raised by one by every rollback and rebuild, after which a version may come a second time
-    with another content. Manifests of before there were lineages have none: theirs is 0.
+    with another content. Manifests of before there were lineages have none: theirs is 0. ``undone`` are the times of
+    blocks that rollbacks took away, of the last day before the newest of them.
     """
 
     tenant: str
@@ -86,6 +87,8 @@ class Manifest(msgspec.Struct, frozen=True):
     archive: tuple[BlobRef, ...] = ()
     format: int = FORMAT
     lineage: int = 0
+    # not written where there is none: what is stored must be what its manifest is sealed to again
+    undone: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def content(manifest: Manifest) -> tuple[float, int, int]:

@@ -16,6 +16,9 @@ from app.store.base import BlobRef, BlockRecord, Manifest, Snapshot
 
 # gives a name never used before for a blob of this version and kind: "block", "snapshot" or "archive"
 NewName = Callable[[int, str], str]
+# seconds for which it is kept when blocks were written that are gone, and how many of them
+UNDONE_FOR = 86_400.0
+_MOST_UNDONE = 2000
 # one blob of a fork: the source's, and the one that must be made of it
 Copy = tuple[BlobRef, BlobRef]
 
@@ -119,14 +122,22 @@ def at_version(manifest: Manifest, version: int) -> Manifest:
 
 def rolled_back(old: Manifest, version: int) -> Manifest:
     """``old`` at ``version``, in the next lineage. Raises VersionNotKept."""
-    return msgspec.structs.replace(at_version(old, version), lineage=old.lineage + 1)
+    new = at_version(old, version)
+    times = sorted([*undone(old), *(block.time for block in old.blocks[len(new.blocks) :])])
+    kept = tuple(time for time in times if time > times[-1] - UNDONE_FOR)[-_MOST_UNDONE:]
+    return msgspec.structs.replace(new, lineage=old.lineage + 1, undone=kept or msgspec.UNSET)
+
+
+def undone(manifest: Manifest) -> tuple[float, ...]:
+    """Times of the blocks that rollbacks took away, rising."""
+    return () if manifest.undone is msgspec.UNSET else manifest.undone
 
 
 def replaced(
     old: Manifest, new: Manifest, snapshot: BlobRef | None, archive: Sequence[BlobRef] = ()
 ) -> Manifest:
     """``new``, begun in the lineage after ``old``'s."""
-    return msgspec.structs.replace(begun(new, snapshot, archive), lineage=old.lineage + 1)
+    return msgspec.structs.replace(begun(new, snapshot, archive), lineage=old.lineage + 1, undone=old.undone)
 
 
 def forked(
@@ -155,6 +166,7 @@ def forked(
         tenant=target,
         created=created,
         lineage=0,
+        undone=msgspec.UNSET,
         snapshot=first and Snapshot(first.version, copied(first.blob, first.version, "snapshot")),
         blocks=tuple(
             msgspec.structs.replace(reseal(block), blob=copied(block.blob, block.version, "block"))

@@ -1,31 +1,35 @@
-"""What a tenant may still take in: by what its store remembers, so that limits outlive restarts, and by what this
-worker has seen it take in, so that rolling back or erasing gives none of it back."""
+"""What a tenant may still take in: by what its store remembers, of blocks that were rolled back as well, so that limits
+outlive restarts; and by what this worker has seen it take in, since of an erased tenant the store remembers nothing."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 
-from app.errors import QuotaExceeded
-from app.messages import Update
+from app.errors import QuotaExceeded, ServiceError
+from app.messages import EraseTenant, Update
 from app.store.base import Store
+from app.store.lineages import undone
 
 DAY = 86_400.0
 
 
 class Taken:
-    """When tenants with a daily limit took contexts in, for a day. Kept in memory alone. Called in any one thread at a
-    time of a tenant's."""
+    """When tenants with a daily limit took contexts in, for a day. Kept in memory alone. ``note`` is for the worker's
+    loop, ``within_a_day`` for any one thread at a time of a tenant's."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
 
-    def note(self, tenant: str, time: float) -> None:
-        """A context was committed at ``time``, as its record says it."""
+    def note(self, tenant: str, new: Iterable[float]) -> None:
+        """Contexts were committed at these times, as their records say it; some may have been noted before."""
+        times = sorted({*self._times.pop(tenant, ()), *new})
+        if not times:
+            return
         # in order of their last, so that those that have been silent for a day are in front
-        times = self._times.pop(tenant, deque())
-        times.append(time)
-        self._times[tenant] = times
-        while self._times[first := next(iter(self._times))][-1] <= time - DAY:
+        self._times[tenant] = deque(times)
+        while self._times[first := next(iter(self._times))][-1] <= times[-1] - DAY:
             del self._times[first]
 
     def within_a_day(self, tenant: str, now: float) -> set[float]:
@@ -33,6 +37,22 @@ class Taken:
         while times and times[0] <= now - DAY:
             times.popleft()
         return set(times)
+
+
+def remembered(store: Store, tenant: str, now: float) -> list[float]:
+    """When contexts were taken in within a day before ``now``, as far as the store remembers; those that were rolled
+    back too. Any thread; raises as Store.history."""
+    manifest = store.load(tenant)
+    gone = () if manifest is None else undone(manifest)
+    return [time for time in (*gone, *(r.time for r in store.history(tenant))) if time > now - DAY]
+
+
+def of_the_erased(store: Store, message: EraseTenant, now: float) -> list[float]:
+    """What must be noted of a tenant before it is erased, that is held to a daily limit. Any thread; raises nothing."""
+    if message.updates_per_day:
+        with suppress(ServiceError):
+            return remembered(store, message.tenant, now)
+    return []
 
 
 def check_bytes(used: int, most: int) -> None:
@@ -53,7 +73,7 @@ def check(store: Store, taken: Taken, message: Update, remaining: int, block_byt
         check_bytes(store.usage(message.tenant) + remaining * block_bytes, message.most_bytes)
     if not message.updates_per_day:
         return
-    kept = [r.time for r in store.history(message.tenant) if r.time > now - DAY]
+    kept = remembered(store, message.tenant, now)
     times = sorted([*kept, *(taken.within_a_day(message.tenant, now) - set(kept))])
     over = len(times) + remaining - message.updates_per_day
     if over <= 0:

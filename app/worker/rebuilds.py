@@ -41,6 +41,7 @@ from app.model.batch import SelfUpdate
 from app.model.forgetting import covered, draw
 from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Store
 from app.worker.jobs import Job, Kind, Phase
+from app.worker.quotas import check_bytes
 from app.worker.updates import digest
 
 if TYPE_CHECKING:
@@ -158,6 +159,9 @@ class Rebuilds:
             if (manifest.lineage, manifest.version) != (run.message.lineage, run.message.memory_version):
                 raise VersionConflict("the memory was updated before its rebuild began", retry_after=0.1)
             self._check_complete(manifest, records, len(run.message.contexts))
+            if run.message.contexts:
+                own, width = self.residency.own_pool.hidden, self.residency.backbone.dtype.itemsize
+                check_bytes(own.numel() * width, run.message.most_bytes)
             return manifest, records
 
         def begin(result: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from app.messages import (
 )
 from app.model.forgetting import MAX_SEED, surviving
 from app.store.base import Manifest, Receipt, Store
+from app.worker import quotas
 
 if TYPE_CHECKING:
     from app.worker.engine import Engine
@@ -190,8 +192,11 @@ class Tenants:
     def _erase(self, erasure: _Erasure, here: Erasure) -> None:
         message = erasure.message
 
+        taken: list[float] = []
+
         def work() -> Receipt | None:
             try:
+                taken.extend(quotas.of_the_erased(self.store, message, time.time()))
                 return self.store.erase(message.tenant)
             finally:
                 here.wipe()
@@ -199,6 +204,7 @@ class Tenants:
         def done(result: object, error: ServiceError | None) -> None:
             del self._erasures[message.tenant]
             here.give_back()
+            self.engine.updates.taken.note(message.tenant, taken)
             if error is None and result is None:
                 error = TenantNotFound("there is no such tenant")
             if error is not None:

@@ -222,7 +222,7 @@ class Updates:
         assert isinstance(result, tuple)
         manifest, size = result
         if run.message.updates_per_day:
-            self.taken.note(run.job.tenant, manifest.blocks[-1].time)
+            self.taken.note(run.job.tenant, [manifest.blocks[-1].time])
         self.commits += 1
         self.committed_bytes += size
         self._compact_if_due(manifest)

@@ -245,6 +245,18 @@ async def test_limits_go_along_with_an_update(guarded: Service) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_limits_go_along_with_what_makes_a_memory_or_ends_it(guarded: Service) -> None:
+    await guarded.post("/tenants", {"id": "hold-1"}, headers=bearer("slow"))
+    await guarded.post("/tenants/hold-1/rebuild", {"force": True}, headers=bearer("slow"))
+    rebuilt = await guarded.until_seen(m.RebuildTenant)
+    assert isinstance(rebuilt, m.RebuildTenant)
+    assert rebuilt.most_bytes == 1000
+    await guarded.http.delete("/tenants/hold-1", headers=bearer("slow"))
+    erased = await guarded.until_seen(m.EraseTenant)
+    assert isinstance(erased, m.EraseTenant)
+    assert erased.updates_per_day == 3
+
+
 async def test_a_tenant_is_told_its_limits(guarded: Service) -> None:
     await guarded.post("/tenants", {"id": "hold-1"}, headers=bearer("slow"))
     seen = (await guarded.http.get("/tenants/hold-1", headers=bearer("slow"))).json()

@@ -12,6 +12,8 @@ import pytest
 
 from app.errors import TenantExists, TenantNotFound, VersionConflict, VersionNotKept
 from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Snapshot, Store
+from app.store.lineages import UNDONE_FOR, undone
+from app.store.records import checksum, seal, unseal
 from tests.store.conftest import Open
 from tests.store.test_contract import commit, key, manifest, versions
 
@@ -363,6 +365,39 @@ def test_a_rollback_to_the_very_beginning(store: Store) -> None:
     assert (contents(store), store.history("ada"), keys(store)) == ([], [], [])
     commit(store, 1)
     assert size(store.rollback("ada", 0, expected_version=1)) == (2, 0)
+
+
+def test_times_of_what_was_rolled_back_are_kept_for_a_day(reopen: Open) -> None:
+    store = reopen()
+    store.create(manifest())
+    for version, time in ((1, 10.0), (2, 20.0), (3, 30.0)):
+        store.commit("ada", version - 1, b"x", time=time, tokens=16)
+    assert undone(store.rollback("ada", 1, expected_version=3)) == (20.0, 30.0)
+    store.commit("ada", 1, b"x", time=40.0, tokens=16)
+    store.compact("ada", 2, b"snapshot")
+    fork = store.fork("ada", "bob", created=1.0)
+    assert undone(fork) == ()
+    store = reopen()
+    old = store.load("ada")
+    assert old is not None
+    assert undone(old) == (20.0, 30.0)
+    new = Manifest("ada", 8, "other", 1.5)
+    assert undone(store.replace("ada", old, new, None, [])) == (20.0, 30.0)
+    store.commit("ada", 0, b"x", time=UNDONE_FOR + 20.0, tokens=16)
+    assert undone(store.rollback("ada", 0, expected_version=1)) == (30.0, UNDONE_FOR + 20.0)
+    for _ in range(3):
+        store.rollback("ada", 0, expected_version=0)
+    assert undone(reopen().load("ada")) == (30.0, UNDONE_FOR + 20.0)  # type: ignore[arg-type]
+
+
+def test_a_manifest_is_sealed_to_what_older_servers_have_stored() -> None:
+    """A swap in Redis compares the seal of the manifest that it read with what is there."""
+    before = (
+        b'{"tenant":"ada","seed":7,"fingerprint":"f","created":1.5,"version":0,"snapshot":null,"blocks":[],'
+        b'"archive":[],"format":1,"lineage":0}'
+    )
+    stored = checksum(before).encode() + b"\n" + before
+    assert seal(unseal(stored, Manifest)) == stored
 
 
 def test_a_rollback_of_another_version_is_refused(store: Store) -> None:

@@ -89,11 +89,33 @@ def test_what_was_taken_in_counts_when_it_is_undone(harness: Harness, undone: st
 def test_tenants_that_took_nothing_in_for_a_day_are_forgotten() -> None:
     taken = quotas.Taken()
     for number in range(100):
-        taken.note(f"tenant {number}", float(number))
-    taken.note("ada", quotas.DAY + 49.5)
+        taken.note(f"tenant {number}", [float(number)])
+    taken.note("ada", [quotas.DAY + 49.5])
     assert len(taken._times) == 51  # those of the seconds 50 to 99, and ada
     assert taken.within_a_day("ada", quotas.DAY + 50) == {quotas.DAY + 49.5}
     assert taken.within_a_day("ada", 3 * quotas.DAY) == set()
+
+
+def test_what_was_rolled_back_counts_after_a_restart_too(harness: Harness) -> None:
+    assert isinstance(update(harness, 2, day=4), Updated)
+    for version in (1, 0):
+        harness.send(RollbackTenant(harness.id(), "ada", version))
+        harness.run()
+    for contexts, done in ((3, False), (1, True), (2, False), (1, True), (1, False)):
+        harness = Harness(harness.engine.backbone, store=harness.store)
+        assert isinstance(update(harness, contexts, day=4), Updated if done else Failed)
+    with mock.patch("time.time", return_value=time.time() + quotas.DAY + 1):
+        assert isinstance(update(harness, 4, day=4), Updated)
+
+
+def test_what_was_taken_in_before_a_restart_counts_when_it_is_erased(harness: Harness) -> None:
+    assert isinstance(update(harness, 2, day=3), Updated)
+    for limit, refused in ((3, True), (0, False)):
+        again = Harness(harness.engine.backbone, store=harness.store)
+        again.send(EraseTenant(again.id(), "ada", limit))
+        again.run()
+        assert harness.store.load("ada") is None
+        assert isinstance(update(again, 2, day=3), Failed if refused else Updated)
 
 
 def test_a_fork_larger_than_its_limit_is_refused(harness: Harness) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 import torch
 
@@ -270,6 +271,26 @@ def test_rebuilds_that_cannot_be(backbone: Backbone) -> None:
     assert harness.failure("wrong").code == "invalid_request"
     assert harness.store.load("ada") == before
     assert [harness.store.load(name).lineage for name in ("ada", "bob")] == [0, 0]  # type: ignore[union-attr]
+
+
+def test_a_memory_larger_than_the_tenant_s_limit_is_not_rebuilt(backbone: Backbone, other: Backbone) -> None:
+    harness = Harness(backbone)
+    tell(harness, "ada", text(40))
+    before = harness.store.load("ada")
+    later = Harness(other, "another", store=harness.store)
+    pool_bytes = other.weights.memory.nbytes
+    for most, refused in ((pool_bytes - 1, True), (pool_bytes, False)):
+        request = message(later, "ada")
+        harness.id()
+        later.send(msgspec.structs.replace(request, id=f"at most {most}", most_bytes=most))
+        later.run()
+        answer = later.final(f"at most {most}")
+        if refused:
+            assert isinstance(answer, Failed)
+            assert answer.code == "quota_exceeded"
+            assert harness.store.load("ada") == before
+        else:
+            assert isinstance(answer, Reply)
 
 
 def test_an_update_in_the_queue_goes_before_a_rebuild(backbone: Backbone) -> None:
