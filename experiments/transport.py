@@ -6,8 +6,21 @@ httpx's own transport takes ten times as long for a request when thirty connecti
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import httpx
+
+
+@dataclass
+class PlainAnswer:
+    """``fields`` are the header's, names in lower case."""
+
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    content: bytes = b""
+
+    def field(self, name: bytes) -> bytes | None:
+        return next((value for known, value in self.fields if known == name), None)
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -24,38 +37,49 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises httpx.TransportError."""
         body = await request.aread()
+        fields = b"".join([b"%s: %s\r\n" % header for header in request.headers.raw])
+        try:
+            answer = await self.exchange(request.url, request.method, request.url.raw_path, fields, body)
+        except httpx.TransportError as error:
+            error.request = request
+            raise
+        return httpx.Response(answer.status, headers=answer.fields, content=answer.content)
+
+    async def exchange(
+        self, url: httpx.URL, method: str, target: bytes, fields: bytes, body: bytes
+    ) -> PlainAnswer:
+        """Asks the server of ``url`` for ``target``. ``fields`` are all header lines, each with its end.
+
+        Raises httpx.TransportError.
+        """
+        whole = b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method.encode(), target, fields, body)
         try:
             async with self._room, asyncio.timeout(self._seconds):
-                return await self._exchange(request, body)
+                return await self._exchange(url, whole)
         except TimeoutError as error:
-            raise httpx.ReadTimeout("no answer in time", request=request) from error
+            raise httpx.ReadTimeout("no answer in time") from error
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            raise httpx.ReadError(f"the connection broke: {error!r}", request=request) from error
+            raise httpx.ReadError(f"the connection broke: {error!r}") from error
         except (ValueError, IndexError) as error:
-            raise httpx.RemoteProtocolError("no HTTP answer", request=request) from error
+            raise httpx.RemoteProtocolError("no HTTP answer") from error
 
-    async def _exchange(self, request: httpx.Request, body: bytes) -> httpx.Response:
-        reader, writer = await self._connection(request.url)
+    async def _exchange(self, url: httpx.URL, whole: bytes) -> PlainAnswer:
+        reader, writer = await self._connection(url)
         try:
-            lines = [b"%s: %s\r\n" % header for header in request.headers.raw]
-            first = b"%s %s HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)
-            writer.write(first + b"".join(lines) + b"\r\n" + body)
+            writer.write(whole)
             await writer.drain()
-            status, *fields = (await reader.readuntil(b"\r\n\r\n"))[:-4].split(b"\r\n")
-            code = int(status.split(b" ", 2)[1])
-            headers = httpx.Headers(
-                [(name, value.strip()) for name, _, value in (f.partition(b":") for f in fields)]
-            )
-            length = headers.get("content-length")
-            if "transfer-encoding" in headers:
+            first, *lines = (await reader.readuntil(b"\r\n\r\n"))[:-4].split(b"\r\n")
+            status = int(first.split(b" ", 2)[1])
+            parted = (line.partition(b":") for line in lines)
+            answer = PlainAnswer(status, [(name.lower(), value.strip()) for name, _, value in parted])
+            length = answer.field(b"content-length")
+            if answer.field(b"transfer-encoding") is not None:
                 raise ValueError("an answer in pieces")
-            stays = headers.get("connection", "").lower() != "close"
+            stays = (answer.field(b"connection") or b"").lower() != b"close"
             if length is not None:
-                content = await reader.readexactly(int(length))
-            elif code in (204, 304):
-                content = b""
-            else:
-                stays, content = False, await reader.read()
+                answer.content = await reader.readexactly(int(length))
+            elif status not in (204, 304):
+                stays, answer.content = False, await reader.read()
         except BaseException:
             writer.close()
             raise
@@ -63,7 +87,7 @@ class Transport(httpx.AsyncBaseTransport):
             self._idle.append((reader, writer))
         else:
             writer.close()
-        return httpx.Response(code, headers=headers, content=content)
+        return answer
 
     async def _connection(self, url: httpx.URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._idle:

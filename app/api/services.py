@@ -21,7 +21,8 @@ class Services:
     spool: Spool
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # a plain function would be called in a thread, at every request
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

@@ -20,6 +20,7 @@ def play(handler: Handler, body: Callable[[Client], Awaitable[Any]], template: s
     async def run() -> Any:
         async with Client("http://server", 1, template) as talker:
             await talker._http.aclose()
+            talker._plain = None
             talker._http = httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://server")
             return await body(talker)
 
@@ -82,3 +83,45 @@ def test_a_template_is_filled() -> None:
         play(handler, lambda talker: talker.ask("t", "Who?", 4, before="Ann."), template)
     assert sent[0]["prompt"] == "Ann.\nQuestion: Who? Answer:"
     assert sent[1]["messages"] == [{"role": "user", "content": "Ann. Who?"}]
+
+
+def test_what_a_plain_request_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(client.KEY_VARIABLE, "mllm-1")
+    heads: list[bytes] = []
+    bodies: list[Any] = []
+    answers = [
+        b"HTTP/1.1 429 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n{"text": " caf\xc3\xa9 oder "}',
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone",
+    ]
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while answers:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+            heads.append(head)
+            bodies.append(json.loads(await reader.readexactly(length) or b"null"))
+            writer.write(answers.pop(0))
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(served, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Client(f"{url}/base/", 1) as talker:
+            assert await talker.ask("café", "Wo?", 4) == "café oder"
+            with pytest.raises(httpx.HTTPStatusError, match="none") as failed:
+                await talker.call("GET", "/tenants/a%2Fb?limit=1")
+            assert (failed.value.response.status_code, failed.value.request.url.path) == (404, "/base/tenants/a/b")
+        server.close()
+
+    asyncio.run(run())
+    assert [head.split(b" HTTP")[0] for head in heads] == [
+        b"POST /base/generate",
+        b"POST /base/generate",
+        b"GET /base/tenants/a%2Fb?limit=1",
+    ]
+    assert all(b"\r\nauthorization: bearer mllm-1\r\n" in head.lower() for head in heads)
+    assert b"\r\ncontent-type: application/json\r\n" in heads[0]
+    assert bodies[0] == bodies[1]
+    assert bodies[0]["tenant"] == "café"
+    assert bodies[2] is None
