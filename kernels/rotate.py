@@ -28,21 +28,25 @@ def rotate_pool(
         out[layer] = rotate(key[layer], cos[at][None], sin[at][None])
 
 
+def angles_by_channel(cos: Tensor, sin: Tensor) -> Tensor:
+    """[d_head, positions] of the tables ``cos``, ``sin`` [positions, d_head]: the cosines of half the channels, then
+    the sines without the rotation's signs."""
+    half = cos.shape[1] // 2
+    # both halves of the tables hold the same angles
+    return torch.cat([cos[:, :half], sin[:, half:]], dim=1).t().contiguous()
+
+
 def rotate_pool_by_channel(
-    key: Tensor, rank: Tensor, cos: Tensor, sin: Tensor, first_position: int, out: Tensor
+    key: Tensor, rank: Tensor, angles: Tensor, first_position: int, out: Tensor
 ) -> None:
-    """As ``rotate_pool``, but ``out`` is [L, H_kv, d_head, S]: a channel's values lie one behind the other."""
-    positions = (rank + first_position).clamp(min=0).long()
-    half = key.shape[-1] // 2
-    turned = torch.empty_like(key[0])
-    low, high = turned[..., :half], turned[..., half:]
-    for layer in range(key.shape[0]):
-        at = positions[layer].to(key.device)
-        # both halves of the tables hold the same angles, with the rotation's signs
-        angle_cos, angle_sin = cos[:, :half].index_select(0, at), sin[:, half:].index_select(0, at)
-        first, second = key[layer, ..., :half], key[layer, ..., half:]
-        torch.mul(first, angle_cos, out=low).addcmul_(second, angle_sin, value=-1)
-        torch.mul(second, angle_cos, out=high).addcmul_(first, angle_sin)
-        for head, lying in enumerate(turned):
-            # torch transposes matrices in blocks, and nothing of more dimensions
-            out[layer, head].copy_(lying.t())
+    """As ``rotate_pool``, but ``key`` and ``out`` are [L, H_kv, d_head, S]: a channel's values lie side by side.
+
+    ``angles`` as ``angles_by_channel`` makes them.
+    """
+    positions = (rank + first_position).clamp(min=0).long().to(key.device)
+    half = key.shape[2] // 2
+    for layer, at in enumerate(positions):
+        cos, sin = angles.index_select(1, at).chunk(2)
+        first, second = key[layer, :, :half], key[layer, :, half:]
+        torch.mul(first, cos, out=out[layer, :, :half]).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=out[layer, :, half:]).addcmul_(first, sin)

@@ -157,9 +157,7 @@ class Arena:
 
     def _open(self, slot: int) -> None:
         """Readies a slot to be filled in rank order."""
-        # spare slots are read with weight zero: they must be finite
-        for part in self.pools.parts(slot):
-            part[:, :, self.backbone.config.pool_size :] = 0
+        self.pools.open(slot, self.backbone.config.pool_size)
 
     def first_rank(self) -> Tensor:
         """The rank vector of a slot that was filled in rank order."""

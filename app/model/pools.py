@@ -23,7 +23,7 @@ class PoolForm:
 
     ``copies``: readers use rotated copies of K; otherwise K is rotated as it is read, and a copy is no more than
     a rank vector. ``eight_bit``: K and V are int8 with scales (``kernels.quantise``). ``value_copies``: copies hold
-    V too, for readers that cannot read 8 bits. ``by_channel``: copies of K lie with the slots last.
+    V too, for readers that cannot read 8 bits. ``by_channel``: K lies with the slots last, in pools and copies.
     """
 
     copies: bool = True
@@ -51,7 +51,8 @@ class PoolForm:
 class Pools:
     """``slots`` pools, and ``hot`` versions of them that can be read.
 
-    ``key`` (un-rotated) and ``value`` [L, slots, H_kv, N + K, d_head]. By ``form`` there are: ``hot_key`` (rotated) and
+    ``key`` (un-rotated) and ``value`` [L, slots, H_kv, N + K, d_head], whichever way they lie in memory.
+    By ``form`` there are: ``hot_key`` (rotated) and
     ``hot_value`` [L, hot, H_kv, N + K, d_head] with ``bias`` [L, hot, N + K], 0 for a rank and -inf for a spare slot
     of that version (``form.by_channel``: ``hot_key`` is [L, hot, H_kv, d_head, N + K]); or ``rank`` int32
     [L, hot, N + K], -1 for a spare slot; and of 8-bit pools ``key_scale`` float32 [L, H_kv, d_head], the same for all
@@ -90,7 +91,9 @@ class Pools:
 
         kind = torch.int8 if form.eight_bit else dtype
         views = (config.num_layers, hot, config.pool_slots)
-        key = empty(slots, kind)
+        key = empty(slots, kind, form.by_channel)
+        if form.by_channel:
+            key = key.transpose(-1, -2)
         return cls(
             form,
             key,
@@ -104,9 +107,19 @@ class Pools:
         )
 
     def parts(self, slot: int) -> list[Tensor]:
-        """All that one pool is made of, as views with the layers first: what a warm copy keeps."""
+        """All that one pool is made of, as views with the layers first, as it lies: what a warm copy keeps."""
+        key, *rest = self._parts(slot)
+        return [key.transpose(2, 3) if self.form.by_channel else key, *rest]
+
+    def _parts(self, slot: int) -> list[Tensor]:
+        """As ``parts``, each with the slots in its third dimension."""
         whole = [self.key, self.value] + ([] if self.value_scale is None else [self.value_scale])
         return [tensor[:, slot] for tensor in whole]
+
+    def open(self, slot: int, first: int) -> None:
+        """Empties the slots of a pool from ``first`` on. Spare slots are read with weight zero: they must be finite."""
+        for part in self._parts(slot):
+            part[:, :, first:] = 0
 
     def copy_parts(self, hot: int) -> list[Tensor]:
         """The vectors of one version that can be read; none where readers go to the pool itself."""
@@ -128,7 +141,7 @@ class Pools:
         tensors = [key, value]
         if self.key_scale is not None:
             tensors = [quantise_key(key, self.key_scale), *quantise_value(value)]
-        for part, tensor in zip(self.parts(slot), tensors, strict=True):
+        for part, tensor in zip(self._parts(slot), tensors, strict=True):
             if isinstance(slots, slice):
                 part[:, :, slots] = tensor
                 continue

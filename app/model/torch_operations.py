@@ -11,7 +11,7 @@ from app.model.pools import PoolForm, Pools
 from app.model.rope import RopeTable
 from app.model.torch_reads import Reads, causal_bias
 from kernels.attention import pack_heads, partial_attention, unpack_heads
-from kernels.rotate import rotate_pool, rotate_pool_by_channel
+from kernels.rotate import angles_by_channel, rotate_pool, rotate_pool_by_channel
 from kernels.update_write import project_memory
 
 
@@ -31,6 +31,7 @@ class TorchOperations:
         by_channel = device.type == "cpu" and dtype == torch.float32
         self.form = PoolForm(eight_bit=eight_bit, value_copies=eight_bit, by_channel=by_channel)
         self._config, self._rope, self._dtype, self._device = config, rope, dtype, device
+        self._angles = angles_by_channel(rope.cos, rope.sin) if by_channel else None
 
     def prepare(self, readings: list[Reading], decode: int) -> Reads:
         by_channel = self.form.by_channel
@@ -50,9 +51,11 @@ class TorchOperations:
         assert pools.hot_key is not None
         assert pools.bias is not None
         key, value = pools.whole(slot, self._dtype)
-        rope, first = self._rope, self._config.first_rank_position
-        turn = rotate_pool_by_channel if self.form.by_channel else rotate_pool
-        turn(key, rank, rope.cos, rope.sin, first, pools.hot_key[:, hot])
+        rope, first, copy = self._rope, self._config.first_rank_position, pools.hot_key[:, hot]
+        if self._angles is None:
+            rotate_pool(key, rank, rope.cos, rope.sin, first, copy)
+        else:
+            rotate_pool_by_channel(key.transpose(2, 3), rank, self._angles, first, copy)
         if pools.hot_value is not None:
             pools.hot_value[:, hot] = value
         hidden = torch.zeros(rank.shape, dtype=self._dtype).masked_fill_(rank < 0, -torch.inf)
@@ -70,9 +73,9 @@ class TorchOperations:
     ) -> None:
         c = self._config
         # always in pieces of K rows, so that a pool read back gives the bits its blocks gave one by one
-        for start in range(0, hidden.shape[0], c.num_tokens):
-            piece = slice(start, start + c.num_tokens)
-            at = slots[piece].to(key.device)
-            keys, values = project_memory(hidden[piece], norm, c.rms_norm_eps, weight, bias, c.num_kv_heads)
-            key.index_copy_(1, at, keys)
-            value.index_copy_(1, at, values)
+        keys, values = project_memory(
+            hidden, norm, c.rms_norm_eps, weight, bias, c.num_kv_heads, c.num_tokens
+        )
+        at = slots.to(key.device)
+        key.index_copy_(1, at, keys)
+        value.index_copy_(1, at, values)

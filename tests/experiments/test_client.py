@@ -111,7 +111,10 @@ def test_what_a_plain_request_carries(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await talker.ask("café", "Wo?", 4) == "café oder"
             with pytest.raises(httpx.HTTPStatusError, match="none") as failed:
                 await talker.call("GET", "/tenants/a%2Fb?limit=1")
-            assert (failed.value.response.status_code, failed.value.request.url.path) == (404, "/base/tenants/a/b")
+            assert (failed.value.response.status_code, failed.value.request.url.path) == (
+                404,
+                "/base/tenants/a/b",
+            )
         server.close()
 
     asyncio.run(run())

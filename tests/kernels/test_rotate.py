@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.rotate import rotate, rotate_pool, rotate_pool_by_channel
+from kernels.rotate import angles_by_channel, rotate, rotate_pool, rotate_pool_by_channel
 
 
 def table(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -45,9 +45,13 @@ def test_pool_by_ranks(first_position: int, by_channel: bool) -> None:
     key = torch.randn(layers, kv_heads, slots, head_dim)
     out = torch.full_like(key, torch.nan)
     if by_channel:
-        lying = out.transpose(2, 3).contiguous()
-        rotate_pool_by_channel(key, rank, cos, sin, first_position, lying)
-        out = lying.transpose(2, 3)
+        lying, angles = key.transpose(2, 3), angles_by_channel(cos, sin)
+        by_rows, out = out, lying.contiguous()
+        rotate_pool_by_channel(lying, rank, angles, first_position, out)
+        out = out.transpose(2, 3)
+        # the same numbers as by rows, bit for bit
+        rotate_pool(key, rank, cos, sin, first_position, by_rows)
+        assert torch.equal(out, by_rows)
     else:
         rotate_pool(key, rank, cos, sin, first_position, out)
     assert torch.isfinite(out).all(), "spare slots are read with weight zero: they must be finite"
