@@ -46,7 +46,7 @@ async def overload(run: Run) -> None:
         "`overload-10x`: goodput against the best sustainable load",
         "≥ 90 %",
         "97 %",
-        f"{100 * share:.0f} % ({mean(under):.0f} of {mean(at_best):.0f} tokens/s at {rate:.0f} requests a second)"
+        f"{100 * share:.0f} % ({mean(under):.0f} of {mean(at_best):.0f} tokens/s at {rate:.3g} requests a second)"
         + ("" if found else ", and more might have been served: the ladder is too short"),
         share >= 0.9 and found,
         ladder=[asdict(r) for r in rungs],
@@ -59,7 +59,7 @@ async def overload(run: Run) -> None:
         "`overload-10x`: p99 of a refusal",
         "< 100 ms",
         "< 20 ms",
-        f"{1e3 * p99:.0f} ms of {len(refusals):,}",
+        f"{1e3 * p99:.0f} ms of {len(refusals):,}" if refusals else "nobody was refused",
         p99 < 0.1,
         median=quantile(refusals, 0.5),
     )

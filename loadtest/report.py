@@ -16,16 +16,24 @@ from typing import Any
 
 from loadtest.client import Answer
 from loadtest.figures import fairness, mean, quantile
-from loadtest.plots import plots
+from loadtest.plots import plots, span
 from loadtest.rows import Row
 from loadtest.run import Result, closing_rows
 
+# a chart is drawn for a light page: turned round, and its hues back again, it is one for a dark page
 _STYLE = """
-body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1560px; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; border-bottom: 1px solid #ddd;
-text-align: left; vertical-align: top } th { border-bottom: 2px solid #888 } .no { color: #b00020; font-weight: bold }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(560px, 1fr)); gap: 1em } svg { width: 100% }
-td.n { text-align: right; font-variant-numeric: tabular-nums } small { color: #666 }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --line: #ddd; --strong: #888; --weak: #666;
+--no: #b00020 }
+body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1560px; padding: 0 1em; color: var(--text);
+background: var(--page) }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; border-bottom: 1px solid var(--line);
+text-align: left; vertical-align: top } th { border-bottom: 2px solid var(--strong) }
+.no { color: var(--no); font-weight: bold; white-space: nowrap } .wide { overflow-x: auto }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(560px, 100%), 1fr)); gap: 1em }
+svg { width: 100% } td.n { text-align: right; font-variant-numeric: tabular-nums } small { color: var(--weak) }
+@media (prefers-color-scheme: dark) {
+:root { --text: #ddd; --page: #000; --line: #333; --strong: #777; --weak: #999; --no: #ff6b81 }
+svg { filter: invert(1) hue-rotate(180deg) } }
 """
 
 
@@ -148,7 +156,8 @@ def _finite(value: Any) -> Any:
 def _page(results: Sequence[Result], scale: float) -> str:
     sections = "\n".join(_section(result) for result in results)
     return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Load test</title>"
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'><title>Load test</title>"
         f"<style>{_STYLE}</style></head>\n<body><h1>Load test</h1><p>{escape(conditions(scale))}</p>\n"
         f"{_rows(all_rows(results))}\n{sections}</body></html>\n"
     )
@@ -176,7 +185,8 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]], numbers: bool = 
         + "</tr>\n"
         for line in lines
     )
-    return f"<table><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr>\n{body}</table>"
+    names = "".join(f"<th>{escape(h)}</th>" for h in head)
+    return f"<div class='wide'><table><tr>{names}</tr>\n{body}</table></div>"
 
 
 def _section(result: Result) -> str:
@@ -203,6 +213,8 @@ def _section(result: Result) -> str:
     )
     lag = ", ".join(f"{name} {_shown(value)}" for name, value in _lag(result).items())
     charts = "\n".join(f"<div>{chart}</div>" for chart in plots(result))
+    began, _ = span(result)
+    phases = ", ".join(f"{phase.name} at {phase.began - began:,.0f}" for phase in result.phases)
     parts = [
         f"<h2>{escape(result.name)}</h2><p><small>{result.seconds:,.0f} s in all</small></p>",
         _rows(result.rows) if result.rows else "",
@@ -210,6 +222,9 @@ def _section(result: Result) -> str:
         f"<p>The client itself was late by, in ms: {escape(lag)}. "
         f"Jain's index of all tenants' fair shares: {_shown(_jain(result.answers))}.</p>",
         f"<h3>Client and server</h3>{agreed}" if result.agreements else "",
+        f"<p><small>Dotted lines are where phases begin, in seconds: {escape(phases)}</small></p>"
+        if phases
+        else "",
         f"<div class='plots'>{charts}</div>",
     ]
     return "\n".join(parts)
@@ -221,5 +236,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "–"
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else escape(str(value))

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from loadtest.client import Answer, Client
@@ -186,8 +186,3 @@ def agreement(metrics: Metrics, answers: Sequence[Answer]) -> list[Agreement]:
         if client > _SHORTEST and not math.isnan(server):
             compare(f"{what}, s", client, server, TIMES_WITHIN)
     return rows
-
-
-def series(samples: Sequence[Sample], value: Callable[[Sample], float]) -> list[tuple[float, float]]:
-    """Points (seconds since the first sample, value)."""
-    return [(s.time - samples[0].time, value(s)) for s in samples]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import curve
-from experiments.plot import Curve, line_chart, ticks
+from experiments.plot import LEFT, RIGHT, WIDTH, Curve, line_chart, log_axis, ticks
 from training.progress import Point
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -41,6 +41,34 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     drawn = ticks(low, high)
     assert 1 <= len(drawn) <= 7
     assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in drawn)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1, 1), (253, 335), (0.4, 30_000), (3, 18), (0.001, 1e7), (1000, 1000), (99.9, 100.1)]
+)
+def test_a_logarithmic_axis_has_a_few_round_numbers_around_what_is_drawn(low: float, high: float) -> None:
+    drawn = log_axis(low, high)
+    assert drawn == sorted(drawn)
+    assert drawn[0] <= low * (1 + 1e-9)
+    assert high * (1 - 1e-9) <= drawn[-1]
+    assert 3 <= len(drawn) <= 13
+
+
+def test_a_logarithmic_chart_gives_every_tenfold_the_same_height() -> None:
+    chart = line_chart("", "", "", [Curve("c", [(0, 1.0), (1, 10.0), (2, 100.0)])], y_log=True)
+    circles = [float(c.attrib["cy"]) for c in ElementTree.fromstring(chart).iter(f"{SVG}circle")]
+    assert circles[0] - circles[1] == pytest.approx(circles[1] - circles[2], abs=0.2)
+    assert circles[0] > circles[1]
+
+
+def test_marks_and_curves_keep_to_the_range() -> None:
+    chart = line_chart("", "", "", [Curve("c", [(-5, 1.0), (50, 2.0)])], x_range=(0, 100), marks=[50])
+    root = ElementTree.fromstring(chart)
+    circles = [float(c.attrib["cx"]) for c in root.iter(f"{SVG}circle")]
+    marks = [p.attrib["d"] for p in root.iter(f"{SVG}path") if p.attrib.get("stroke-dasharray") == "2 3"]
+    assert circles[0] == LEFT
+    assert marks[0].startswith(f"M{circles[1]:.1f} ")
+    assert circles[1] == pytest.approx((LEFT + WIDTH - RIGHT) / 2)
 
 
 def test_no_points_are_refused() -> None:
