@@ -246,35 +246,57 @@ class Arena:
 
         ``forgotten`` int64 [L or 1, K], or None for the block that fills a memory for the first time.
         """
-        config = self.backbone.config
-        version = memory.version + 1
-        if forgotten is None:
-            key, value = self.backbone.project(hidden)
-            repeats = (1, 1, config.num_blocks, 1)
-            rank = self.fill(memory.slot, key.repeat(repeats), value.repeat(repeats))
-            born = torch.full_like(memory.born, version)
-        else:
-            rank, slots = renumber(memory.view.rank, forgotten)
-            self._write(memory.slot, hidden, slots)
-            keep = torch.ones(memory.born.shape, dtype=torch.bool).scatter_(1, forgotten, False)
-            kept = memory.born[keep].view(memory.born.shape[0], -1)
-            fresh = torch.full((kept.shape[0], config.num_tokens), version, dtype=kept.dtype)
-            born = torch.cat([kept, fresh], dim=1)
+        self.publish_all([(memory, hidden, forgotten)])
+
+    def publish_all(self, blocks: list[tuple[Memory, Tensor, Tensor | None]]) -> None:
+        """As ``publish``, of several memories, each named once: what is alike of theirs is done to all at once."""
+        grown = []
+        for memory, hidden, forgotten in blocks:
+            if forgotten is None:
+                self._fill_first(memory, hidden)
+            else:
+                grown.append((memory, hidden, forgotten))
+        if grown:
+            self._publish_grown(*zip(*grown, strict=True))
+
+    def _fill_first(self, memory: Memory, hidden: Tensor) -> None:
+        key, value = self.backbone.project(hidden)
+        repeats = (1, 1, self.backbone.config.num_blocks, 1)
+        rank = self.fill(memory.slot, key.repeat(repeats), value.repeat(repeats))
+        self._renew(memory, hidden, rank, torch.full_like(memory.born, memory.version + 1))
+
+    def _publish_grown(
+        self, memories: tuple[Memory, ...], hidden: tuple[Tensor, ...], forgotten: tuple[Tensor, ...]
+    ) -> None:
+        count, layers = len(memories), self.backbone.config.num_layers
+        rows = torch.cat([each.expand(layers, -1) for each in forgotten])
+        ranks, slots = renumber(torch.cat([memory.view.rank for memory in memories]), rows)
+        self._write([memory.slot for memory in memories], hidden, slots.view(count, layers, -1))
+        old = torch.cat([memory.born for memory in memories])
+        kept = old[torch.ones(old.shape, dtype=torch.bool).scatter_(1, torch.cat(forgotten), False)]
+        born = kept.view(count, -1, old.shape[1] - rows.shape[1])
+        for place, (memory, rank) in enumerate(zip(memories, ranks.chunk(count), strict=True)):
+            fresh = torch.full((born.shape[1], rows.shape[1]), memory.version + 1, dtype=born.dtype)
+            # each in memory of its own: one that stays would keep all of its batch
+            self._renew(memory, hidden[place], rank.clone(), torch.cat([born[place], fresh], dim=1))
+
+    def _renew(self, memory: Memory, hidden: Tensor, rank: Tensor, born: Tensor) -> None:
         old = memory.view
         if old.readers:
             memory.older.append(old)
         else:
             self._cool(old)
-        memory.view = View(version, rank, used=old.used)
-        memory.version, memory.born = version, born
+        memory.version += 1
+        memory.view, memory.born = View(memory.version, rank, used=old.used), born
         memory.tail = hidden.to(self.backbone.device, self.backbone.dtype)
 
-    def _write(self, slot: int, hidden: Tensor, slots: Tensor) -> None:
-        """Projects a block [L, K, d] into ``slots`` [L, K] of a pool."""
+    def _write(self, pools: list[int], hidden: tuple[Tensor, ...], slots: Tensor) -> None:
+        """Projects a block [L, K, d] each into ``slots`` [B, L, K] of ``pools``."""
         if self.form.eight_bit:
-            self.pools.put(slot, slots, *self.backbone.project(hidden))
+            for pool, block, at in zip(pools, hidden, slots, strict=True):
+                self.pools.put(pool, at, *self.backbone.project(block))
         else:
-            self.backbone.write_memory(hidden, slots, self.pools.key[:, slot], self.pools.value[:, slot])
+            self.backbone.write_blocks(hidden, pools, slots, self.pools.key, self.pools.value)
 
     # ------------------------------------------------------------ leaving
 

@@ -5,7 +5,7 @@ Linear layers run once over all rows; attention goes to each row's own pool and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,25 @@ class Backbone:
                 layer.qkv.weight[first_key_row:],
                 None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],
                 slots[index],
+                key[index],
+                value[index],
+            )
+
+    def write_blocks(
+        self, hidden: Sequence[Tensor], pools: list[int], slots: Tensor, key: Tensor, value: Tensor
+    ) -> None:
+        """As ``write_memory`` of one block [L, K, d] for each of ``pools``: ``slots`` int64 [B, L, K] (on the host),
+        ``key`` (un-rotated) and ``value`` [L, P, H_kv, S, d_head]."""
+        first_key_row = self.config.num_heads * self.config.head_dim
+        blocks = torch.stack([block.to(self.device, self.dtype) for block in hidden], dim=1)
+        for index, layer in enumerate(self.weights.layers):
+            self.operations.write_blocks(
+                blocks[index],
+                layer.input_norm,
+                layer.qkv.weight[first_key_row:],
+                None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],
+                pools,
+                slots[:, index],
                 key[index],
                 value[index],
             )

@@ -23,11 +23,8 @@ def draw(
     One row that holds for every layer unless ``per_layer``.
     """
     generator = torch.Generator().manual_seed(seed * SEED_STRIDE + version)
-    rows = []
-    for _ in range(num_layers if per_layer else 1):
-        permutation = torch.randperm(pool_size, generator=generator)
-        rows.append(permutation[pool_size - num_tokens :].sort().values)
-    return torch.stack(rows)
+    rows = [torch.randperm(pool_size, generator=generator) for _ in range(num_layers if per_layer else 1)]
+    return torch.stack([row[pool_size - num_tokens :] for row in rows]).sort(dim=1).values
 
 
 def survivors(forgotten: Tensor, pool_size: int) -> Tensor:

@@ -166,6 +166,20 @@ class KernelOperations:
         eps = self._config.rms_norm_eps
         write_block(hidden.contiguous(), norm, eps, weight, bias, at, key, value)
 
+    def write_blocks(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        pools: list[int],
+        slots: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> None:
+        for block, pool, at in zip(hidden, pools, slots, strict=True):
+            self.write(block, norm, weight, bias, at, key[pool], value[pool])
+
 
 @dataclass(frozen=True)
 class KernelReads:

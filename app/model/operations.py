@@ -76,5 +76,20 @@ class Operations(Protocol):
         """
         ...
 
+    def write_blocks(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        pools: list[int],
+        slots: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> None:
+        """As ``write``, of blocks ``hidden`` [B, K, d] for as many ``pools``, each once: ``slots`` int64 [B, K] (on the
+        host), ``key`` and ``value`` [P, H_kv, S, d_head]. A block's bits do not depend on those beside it."""
+        ...
+
 
 MakeOperations = Callable[[ModelConfig, RopeTable, torch.dtype, torch.device], Operations]

@@ -79,3 +79,24 @@ class TorchOperations:
         at = slots.to(key.device)
         key.index_copy_(1, at, keys)
         value.index_copy_(1, at, values)
+
+    def write_blocks(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        pools: list[int],
+        slots: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> None:
+        c = self._config
+        count, tokens, _ = hidden.shape
+        keys, values = project_memory(
+            hidden.flatten(0, 1), norm, c.rms_norm_eps, weight, bias, c.num_kv_heads, c.num_tokens
+        )
+        at = torch.tensor(pools)[:, None].to(key.device), slice(None), slots.to(key.device)
+        for target, projected in ((key, keys), (value, values)):
+            # [B, K, H_kv, d_head]
+            target[at] = projected.view(c.num_kv_heads, count, tokens, c.head_dim).permute(1, 2, 0, 3)

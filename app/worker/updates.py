@@ -226,20 +226,21 @@ class Updates:
         self.commits += 1
         self.committed_bytes += size
         self._compact_if_due(manifest)
+        # published at the next step, with those that were committed meanwhile
         self._unpublished.append(run)
-        self.publish()
 
     def publish(self) -> None:
         """Publishes the durable blocks whose slots nobody reads any more. Called at every step."""
-        waiting, self._unpublished = self._unpublished, []
-        for run in waiting:
-            if not self.residency.arena.publishable(run.memory):
-                self._unpublished.append(run)
-                continue
-            assert run.block is not None
-            began = time.monotonic()
-            self.residency.arena.publish(run.memory, run.block.hidden, run.block.forgotten)
-            self._seconds += time.monotonic() - began
+        if not self._unpublished:
+            return
+        arena, ready, waiting = self.residency.arena, [], []
+        for run in self._unpublished:
+            (ready if arena.publishable(run.memory) else waiting).append(run)
+        self._unpublished = waiting
+        began = time.monotonic()
+        arena.publish_all([(r.memory, r.block.hidden, r.block.forgotten) for r in ready if r.block])
+        self._seconds += time.monotonic() - began
+        for run in ready:
             run.block = None
             run.versions.append(run.memory.version)
             run.index += 1

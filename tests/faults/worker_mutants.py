@@ -40,6 +40,19 @@ def _put(target: object, **methods: Any) -> None:
         setattr(target, name, method)
 
 
+Publish = Callable[[Memory, Tensor, Tensor | None], None]
+
+
+def _publishing(arena: Arena) -> Publish:
+    """The arena's own way of publishing a block, whatever is put in its place."""
+    whole = arena.publish_all
+    return lambda memory, hidden, forgotten: whole([(memory, hidden, forgotten)])
+
+
+def _publish_by(arena: Arena, one: Publish) -> None:
+    _put(arena, publish_all=lambda blocks: [one(*block) for block in blocks])
+
+
 def _nothing(*_: Any, **__: Any) -> None: ...
 
 
@@ -85,7 +98,8 @@ def _acknowledged_at_the_first_context(worker: Harness) -> None:
 
 def _published_before_the_commit(worker: Harness) -> None:
     updates, computed = worker.engine.updates, worker.engine.updates.computed
-    arena, publish = worker.engine.arena, worker.engine.arena.publish
+    arena = worker.engine.arena
+    publish = _publishing(arena)
     published: list[Tensor] = []
 
     def early(run: UpdateRun) -> None:
@@ -99,11 +113,12 @@ def _published_before_the_commit(worker: Harness) -> None:
             publish(memory, hidden, forgotten)
 
     _put(updates, computed=early)
-    _put(arena, publish=once)
+    _publish_by(arena, once)
 
 
 def _never_published(worker: Harness) -> None:
-    arena, publish = worker.engine.arena, worker.engine.arena.publish
+    arena = worker.engine.arena
+    publish = _publishing(arena)
 
     def empty(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
         key, value = worker.engine.arena.pools.parts(memory.slot)[:2]
@@ -112,7 +127,7 @@ def _never_published(worker: Harness) -> None:
         key.copy_(before[0])
         value.copy_(before[1])
 
-    _put(arena, publish=empty)
+    _publish_by(arena, empty)
 
 
 # ---------------------------------------------------------------- failures
@@ -269,30 +284,33 @@ def _wrong_draw(worker: Harness) -> None:
 
 def _others_forgotten(worker: Harness) -> None:
     """The pool forgets other ranks than the store was told."""
-    arena, publish = worker.engine.arena, worker.engine.arena.publish
+    arena = worker.engine.arena
+    publish = _publishing(arena)
 
     def oldest(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
         if forgotten is not None:
             forgotten = torch.arange(forgotten.shape[1]).expand_as(forgotten)
         publish(memory, hidden, forgotten)
 
-    _put(arena, publish=oldest)
+    _publish_by(arena, oldest)
 
 
 def _tail_stays(worker: Harness) -> None:
-    arena, publish = worker.engine.arena, worker.engine.arena.publish
+    arena = worker.engine.arena
+    publish = _publishing(arena)
 
     def publish_all_but(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
         tail = memory.tail
         publish(memory, hidden, forgotten)
         memory.tail = tail
 
-    _put(arena, publish=publish_all_but)
+    _publish_by(arena, publish_all_but)
 
 
 def _readers_not_awaited(worker: Harness) -> None:
     """A block takes slots that a running generation still reads."""
-    arena, publish = worker.engine.arena, worker.engine.arena.publish
+    arena = worker.engine.arena
+    publish = _publishing(arena)
 
     def under_readers(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
         read = [view for view in memory.older if view.hot is not None]
@@ -301,7 +319,8 @@ def _readers_not_awaited(worker: Harness) -> None:
             assert view.hot is not None
             arena.build_hot(memory.slot, memory.view.rank, view.hot)
 
-    _put(arena, publishable=lambda memory: True, publish=under_readers)
+    _put(arena, publishable=lambda memory: True)
+    _publish_by(arena, under_readers)
 
 
 # ---------------------------------------------------------------- compaction, rollback, erasure, tiers
