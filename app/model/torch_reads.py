@@ -37,10 +37,12 @@ class _Bucket:
 
 
 @dataclass(frozen=True)
-class _Span:
-    """A chunk of a prompt. ``table`` [C] cache rows, its own last; ``bias`` [1, 1, G * n, C]."""
+class _Spans:
+    """Chunks of prompts of equal lengths, of n tokens each. ``table`` [B, C] cache rows, their own last; ``bias``
+    [1, 1, G * n, C]."""
 
-    rows: slice
+    rows: Tensor | slice
+    tokens: int
     table: Tensor
     bias: Tensor | None
 
@@ -92,7 +94,7 @@ class Reads:
         self._config, self._dtype, self._device = config, dtype, device
         self._rows = readings[-1].rows.stop
         self._buckets = self._bucketed(readings[:decode])
-        self._spans = [self._span(reading) for reading in readings[decode:]]
+        self._spans = self._spans_of(readings[decode:])
         self._by_channel = by_channel
         groups = self._grouped(_members(readings, decode))
         self._scratch = self._scratch_for(groups)
@@ -100,10 +102,20 @@ class Reads:
 
     # ------------------------------------------------------------ preparing
 
-    def _span(self, reading: Reading) -> _Span:
-        rows = reading.rows.stop - reading.rows.start
-        bias = causal_bias(self._config, rows, reading.seen, self._dtype, self._device)
-        return _Span(reading.rows, reading.table[: reading.seen].to(self._device), bias)
+    def _spans_of(self, readings: list[Reading]) -> list[_Spans]:
+        alike: dict[tuple[int, int], list[Reading]] = {}
+        for reading in readings:
+            alike.setdefault((reading.rows.stop - reading.rows.start, reading.seen), []).append(reading)
+        spans = []
+        for (tokens, seen), members in alike.items():
+            bias = causal_bias(self._config, tokens, seen, self._dtype, self._device)
+            table = torch.stack([member.table[:seen] for member in members]).to(self._device)
+            rows: Tensor | slice = members[0].rows
+            if len(members) > 1:
+                own = [torch.arange(member.rows.start, member.rows.stop) for member in members]
+                rows = torch.cat(own).to(self._device)
+            spans.append(_Spans(rows, tokens, table, bias))
+        return spans
 
     def _bucketed(self, readings: list[Reading]) -> list[_Bucket]:
         by_size: dict[int, list[int]] = {}
@@ -158,10 +170,8 @@ class Reads:
         if any(member.tokens > 1 for member in members):
             first, orders = 0, []
             for member in members:
-                own = torch.arange(first, first + member.tokens * c.num_heads)
-                orders.append(
-                    own.view(member.tokens, c.num_kv_heads, c.group_size).permute(1, 2, 0).reshape(-1)
-                )
+                own = _by_head(member.tokens, c.num_kv_heads, c.group_size)
+                orders.append(own + first)
                 first += len(own)
             order = torch.cat(orders)
             back = order.argsort().to(self._device)
@@ -191,15 +201,17 @@ class Reads:
             context[bucket.rows] = output.reshape(count, c.num_heads, c.head_dim)
             normaliser[bucket.rows] = norm.reshape(count, c.num_heads)
         for span in self._spans:
-            tokens = span.rows.stop - span.rows.start
+            tokens, (count, length) = span.tokens, span.table.shape
+            shape = (count, length, c.num_kv_heads, c.head_dim)
+            flat = span.table.view(-1)
             output, norm = partial_attention(
-                pack_heads(query[span.rows][None], c.num_kv_heads),
-                cache.key[layer].index_select(0, span.table).transpose(0, 1)[None],
-                cache.value[layer].index_select(0, span.table).transpose(0, 1)[None],
+                pack_heads(query[span.rows].view(count, tokens, c.num_heads, c.head_dim), c.num_kv_heads),
+                cache.key[layer].index_select(0, flat).view(shape).transpose(1, 2),
+                cache.value[layer].index_select(0, flat).view(shape).transpose(1, 2),
                 span.bias,
             )
-            context[span.rows] = unpack_heads(output, tokens).view(tokens, c.num_heads, c.head_dim)
-            normaliser[span.rows] = unpack_heads(norm[..., None], tokens)[0]
+            context[span.rows] = unpack_heads(output, tokens).view(-1, c.num_heads, c.head_dim)
+            normaliser[span.rows] = unpack_heads(norm[..., None], tokens).view(-1, c.num_heads)
         for group in self._groups:
             rows = group.rows
             packed = query[rows].reshape(-1, c.head_dim)
@@ -233,6 +245,12 @@ class Reads:
             )
             found.append((output.reshape(-1, c.head_dim), norm.reshape(-1)))
         return torch.cat([output for output, _ in found]), torch.cat([norm for _, norm in found])
+
+
+@lru_cache(maxsize=256)
+def _by_head(tokens: int, kv_heads: int, group: int) -> Tensor:
+    """int64 [rows * H]: which of a member's query rows by token come one after another by head, tokens in each."""
+    return torch.arange(tokens * kv_heads * group).view(tokens, kv_heads, group).permute(1, 2, 0).reshape(-1)
 
 
 def _members(readings: list[Reading], decode: int) -> list[_Member]:
