@@ -233,10 +233,9 @@ class Updates:
         """Publishes the durable blocks whose slots nobody reads any more. Called at every step."""
         if not self._unpublished:
             return
-        arena, ready, waiting = self.residency.arena, [], []
-        for run in self._unpublished:
-            (ready if arena.publishable(run.memory) else waiting).append(run)
-        self._unpublished = waiting
+        arena = self.residency.arena
+        ready = [run for run in self._unpublished if arena.publishable(run.memory)]
+        self._unpublished = [run for run in self._unpublished if run not in ready]
         began = time.monotonic()
         arena.publish_all([(r.memory, r.block.hidden, r.block.forgotten) for r in ready if r.block])
         self._seconds += time.monotonic() - began

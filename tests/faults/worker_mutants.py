@@ -254,7 +254,11 @@ def _replayed_at_the_version_now(worker: Harness) -> None:
 
 def _wrong_slot(worker: Harness) -> None:
     arena, write = worker.engine.arena, worker.engine.arena._write
-    _put(arena, _write=lambda slot, hidden, slots: write((slot + 1) % arena.slots, hidden, slots))
+
+    def beside(pools: list[int], hidden: tuple[Tensor, ...], slots: Tensor) -> None:
+        write([(pool + 1) % arena.slots for pool in pools], hidden, slots)
+
+    _put(arena, _write=beside)
 
 
 def _wrong_tenant(worker: Harness) -> None:
