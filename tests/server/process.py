@@ -31,10 +31,14 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 class ServerProcess:
-    """``memoryllm serve`` with the given options; ready when the constructor returns."""
+    """``memoryllm serve`` with the given options; ready when the constructor returns. ``store`` is a directory or a
+    URL."""
 
-    def __init__(self, store: Path, model: str = str(CHECKPOINTS / "two-adapters"), **options: Any) -> None:
-        flags = {"host": "127.0.0.1", "port": 0, "store": f"disk://{store}", "model": model, **options}
+    def __init__(
+        self, store: Path | str, model: str = str(CHECKPOINTS / "two-adapters"), **options: Any
+    ) -> None:
+        address = store if isinstance(store, str) else f"disk://{store}"
+        flags = {"host": "127.0.0.1", "port": 0, "store": address, "model": model, **options}
         command = [sys.executable, "-m", "app.cli", "serve"]
         for name, value in flags.items():
             command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]

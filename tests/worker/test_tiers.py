@@ -124,6 +124,55 @@ def test_a_request_brings_its_memory_before_the_next_step(backbone: Backbone) ->
     assert harness.engine.residency.moving("ada")
 
 
+def test_others_go_on_while_a_memory_is_loaded(backbone: Backbone) -> None:
+    harness = Harness(backbone, slots=2)
+    ada = harness.begin_generate("ada", PROMPT, 20)
+    while len(harness.tokens(ada)) < 3:
+        harness.step()
+    harness.begin_generate("bob", PROMPT, 4)
+    (loading,) = harness.inline.waiting
+    for _ in range(10):
+        harness.engine.step()
+    harness._collect()
+    assert len(harness.tokens(ada)) >= 12, "the loading of another's memory holds up everybody"
+    assert harness.inline.waiting == [loading]
+    harness.run()
+    assert len(harness.tokens(ada)) == 20
+
+
+def test_hits_and_loads_are_counted_by_tier(backbone: Backbone) -> None:
+    """As /metrics shows them: the share of ``resident`` and ``warm`` is the hit rate."""
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+
+    def counted() -> dict[str, float]:
+        return {
+            name.removeprefix("memory_"): count
+            for name, count in harness.engine.stats().counters.items()
+            if name.startswith(("memory_hits", "memory_loads", "memory_evictions")) and count
+        }
+
+    assert counted() == {}
+    harness.update("ada", text(1))
+    assert counted() == {"hits_total:cold": 1, "loads_total:cold": 1}
+    harness.update("ada", text(2))
+    assert counted() == {"hits_total:cold": 1, "hits_total:resident": 1, "loads_total:cold": 1}
+    harness.generate("bob", PROMPT)
+    harness.generate("ada", PROMPT)
+    assert counted() == {
+        "hits_total:cold": 2,
+        "hits_total:resident": 1,
+        "hits_total:warm": 1,
+        "loads_total:cold": 2,
+        "loads_total:warm": 1,
+        "evictions_total:resident": 2,
+    }
+    gauges = harness.engine.stats().gauges
+    each = Arena.bytes_per_pool(backbone)
+    assert (gauges["memories:resident"], gauges["memory_bytes:resident"]) == (1, each)
+    assert gauges["memories:warm"] == 1
+    assert gauges["memory_bytes:warm"] > 0
+
+
 def test_loads_under_way_are_bounded(backbone: Backbone) -> None:
     harness = Harness(backbone, slots=16)
     ids = [harness.begin_generate(f"t{i}", PROMPT, 4) for i in range(16)]
