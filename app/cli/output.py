@@ -5,12 +5,30 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def working(what: str, *, json: bool) -> Iterator[None]:
+    """Shows on a terminal that something is under way, and for how long: of one call nobody knows how far it is."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("[progress.description]{task.description}"),
+        TimeElapsedColumn(),
+        console=err,
+        disable=json or not err.is_terminal,
+        transient=True,
+    ) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def print_json(value: Any) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from app.cli.errors import USAGE, Refusal
 from app.cli.http import Answer, Api, tenant_path
 from app.cli.options import DEFAULT_URL, Json, Url
-from app.cli.output import err, one_line, out, print_json
+from app.cli.output import err, one_line, out, print_json, working
 from app.cli.teach import send_update
 
 app = typer.Typer(help="Create, list, look at, copy, move and erase memories.", no_args_is_help=True)
@@ -97,7 +97,8 @@ def fork(
     """Copy a memory to a new tenant; both go on from there on their own."""
     with Api(url, as_json=json) as api:
         body = {"target": target} | ({} if version is None else {"version": version})
-        answer = api.call("POST", tenant_path(tenant, "/fork"), body)
+        with working("forking", json=json):
+            answer = api.call("POST", tenant_path(tenant, "/fork"), body)
         print_json(answer) if json else show_tenant(answer)
 
 
@@ -112,7 +113,8 @@ def rollback(
     """Take a memory back to an earlier version; what came after it is gone for good."""
     with Api(url, as_json=json) as api:
         _confirm(yes, "rolling back", f"Take {tenant!r} back to version {version}?")
-        answer = api.call("POST", tenant_path(tenant, "/rollback"), {"version": version})
+        with working("rolling back", json=json):
+            answer = api.call("POST", tenant_path(tenant, "/rollback"), {"version": version})
         print_json(answer) if json else show_tenant(answer)
 
 
@@ -147,7 +149,8 @@ def erase(
     """Remove a tenant and its memory, everywhere and for good."""
     with Api(url, as_json=json) as api:
         _confirm(yes, "erasing", f"Erase {tenant!r} and all it remembers?")
-        answer = api.call("DELETE", tenant_path(tenant))
+        with working("erasing", json=json):
+            answer = api.call("DELETE", tenant_path(tenant))
         print_json(answer) if json else show_tenant(answer)
 
 

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import UPDATED, Fake, Start
+from tests.cli.conftest import UPDATED, Fake, Reply, Start
 
 
 def test_client_commands_import_neither_torch_nor_the_server(fake: Fake) -> None:
@@ -112,6 +113,31 @@ def test_on_a_terminal_an_update_shows_its_progress(fake: Fake, terminal: OnTerm
     assert shell.end() == 0
     assert "remembering" in shell.shown
     assert "2 blocks" in shell.shown
+
+
+def test_on_a_terminal_what_is_done_to_a_memory_shows_its_progress(
+    fake: Fake, terminal: OnTerminal, tmp_path: Path
+) -> None:
+    done = {"id": "ada", "memory_version": 1}
+    for path in ("/fork", "/rollback", "/import", ""):
+        fake.answer(f"/tenants/ada{path}", done)
+    fake.events("/tenants/ada/rebuild", ("progress", {"done": 1, "total": 2}), ("done", done))
+    fake.reply("/tenants/ada/export", Reply(kind="application/octet-stream", body=bytes(3 << 20)))
+    file = str(tmp_path / "file")
+    for verb, rest, told in (
+        ("fork", ["bob"], "forking"),
+        ("rollback", ["0", "--yes"], "rolling back"),
+        ("rebuild", [], "rebuilding"),
+        ("export", [file], "exporting"),
+        ("import", [file], "importing"),
+        ("erase", ["--yes"], "erasing"),
+    ):
+        shell = terminal("tenants", verb, "ada", *rest)
+        assert shell.end() == 0, shell.shown
+        assert told in shell.shown
+    quiet = terminal("tenants", "fork", "ada", "bob", "--json")
+    assert quiet.end() == 0
+    assert "forking" not in quiet.shown
 
 
 def test_erasing_asks(fake: Fake, terminal: OnTerminal) -> None:
