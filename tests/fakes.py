@@ -170,10 +170,18 @@ class MemoryStore:
             first = Snapshot(version, self._put(snapshot, version, "snapshot"))
             return self._swap(old, lineages.compacted(old, first, ()))
 
-    def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
+    def rollback(
+        self,
+        tenant: str,
+        version: int,
+        *,
+        expected_version: int,
+        lineage: int | None = None,
+        created: float | None = None,
+    ) -> Manifest:
         with self.lock:
             old = self._require(tenant)
-            lineages.require_version(old, expected_version)
+            lineages.require_version(old, expected_version, lineage, created)
             return self._swap(old, lineages.rolled_back(old, version))
 
     def replace(

@@ -162,12 +162,21 @@ class Store(Protocol):
         """
         ...
 
-    def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
+    def rollback(
+        self,
+        tenant: str,
+        version: int,
+        *,
+        expected_version: int,
+        lineage: int | None = None,
+        created: float | None = None,
+    ) -> Manifest:
         """Goes back to a kept version: later blocks, their records and keys go, lineage + 1, durable on return.
 
         Kept are the versions from the snapshot's (without one: 0) to the current one. To go back to that
-        raises the lineage all the same. Raises VersionConflict (the manifest is not at ``expected_version``),
-        VersionNotKept, TenantNotFound, TenantQuarantined, StoreFull (nothing changed), StoreFailed.
+        raises the lineage all the same. ``lineage`` and ``created`` as for ``commit``. Raises VersionConflict (the
+        manifest is not at ``expected_version``, or of another lineage or memory), VersionNotKept, TenantNotFound,
+        TenantQuarantined, StoreFull (nothing changed), StoreFailed.
         """
         ...
 

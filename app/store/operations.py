@@ -187,10 +187,18 @@ class Operations(ABC):
             record = BlockRecord(version, ref, time, tokens, sealed, idempotency)
             return self._manifests.swap(old, lineages.committed(old, record), [ref])
 
-    def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
+    def rollback(
+        self,
+        tenant: str,
+        version: int,
+        *,
+        expected_version: int,
+        lineage: int | None = None,
+        created: float | None = None,
+    ) -> Manifest:
         with self._locks.holding(tenant):
             old = self._require(tenant)
-            lineages.require_version(old, expected_version)
+            lineages.require_version(old, expected_version, lineage, created)
             return self._manifests.swap(old, lineages.rolled_back(old, version), [])
 
     def replace(

@@ -98,7 +98,13 @@ class Memories:
             manifest = self.store.claim(tenant)
             if manifest is None:
                 raise TenantNotFound("there is no such tenant")
-            manifest = self.store.rollback(tenant, message.version, expected_version=manifest.version)
+            manifest = self.store.rollback(
+                tenant,
+                message.version,
+                expected_version=manifest.version,
+                lineage=manifest.lineage,
+                created=manifest.created,
+            )
             return self.engine.tenants.info(manifest, "cold")
 
         self.engine.background(tenant, work, lambda result, error: self._rolled_back(job, result, error))

@@ -453,6 +453,10 @@ def test_what_an_erased_memory_had_under_way_is_refused_by_its_successor(store: 
         commit(store, 4, lineage=0, created=old.created)
     with pytest.raises(VersionConflict, match="made anew"):
         store.compact("ada", 3, b"the old memory's pool", lineage=0, created=old.created)
+    with pytest.raises(VersionConflict, match="made anew"):
+        store.rollback("ada", 1, expected_version=3, lineage=0, created=old.created)
+    with pytest.raises(VersionConflict, match="rolled back or rebuilt"):
+        store.rollback("ada", 1, expected_version=3, lineage=1)
     assert size(store.load("ada")) == (0, 3)
     assert size(commit(store, 4, lineage=0, created=old.created + 1)) == (0, 4)
 

@@ -263,8 +263,8 @@ def test_rollbacks_that_cannot_be(backbone: Backbone) -> None:
 class LosingStore(MemoryStore):
     """A rollback happens, and then the store cannot say so."""
 
-    def rollback(self, tenant: str, version: int, *, expected_version: int) -> Manifest:
-        super().rollback(tenant, version, expected_version=expected_version)
+    def rollback(self, tenant: str, version: int, **expected: Any) -> Manifest:
+        super().rollback(tenant, version, **expected)
         raise StoreFailed("the store failed while writing a manifest: nothing is acknowledged")
 
 
@@ -275,6 +275,48 @@ def test_a_rollback_that_nobody_can_tell_of_is_read_from_the_store(backbone: Bac
     assert reply(harness, RollbackTenant, "ada", 0).code == "store_failed"
     assert harness.generate("ada", PROMPT) == empty
     assert harness.update("ada", text()).memory_version == 1
+
+
+class Meanwhile(MemoryStore):
+    """Erases and makes a tenant anew, as another server may, behind the back of one who has just claimed it."""
+
+    due = False
+
+    def claim(self, tenant: str) -> Manifest | None:
+        manifest = super().claim(tenant)
+        if self.due and manifest is not None:
+            self.due = False
+            self.erase(tenant)
+            other = Harness(load_backbone("two-adapters")[0], store=self)
+            for _ in range(manifest.version):
+                other.update(tenant, text())
+        return manifest
+
+
+@pytest.mark.parametrize("what", ["update", "rollback"])
+def test_what_was_meant_for_an_erased_memory_never_reaches_its_successor(
+    backbone: Backbone, what: str
+) -> None:
+    """Which has come to the same version: a server that stalled past the end of its claim must not write into it."""
+    store = Meanwhile()
+    harness = Harness(backbone, store=store)
+    harness.update("ada", text())
+    if what == "rollback":
+        store.due = True
+        assert reply(harness, RollbackTenant, "ada", 0).code == "version_conflict"
+    else:
+        update = harness.begin_update("ada", text())
+        while not harness.inline.waiting:
+            harness.engine.step()
+        store.due = True
+        store.claim("ada")
+        harness.run()
+        assert harness.failure(update).code == "version_conflict"
+    manifest = store.load("ada")
+    assert manifest is not None
+    assert (manifest.version, manifest.lineage, len(manifest.blocks)) == (1, 0, 1)
+    # and who is told so may try again, on the memory that is there now
+    assert harness.update("ada", text()).memory_version == 2
 
 
 def test_an_erasure_ends_a_rollback_that_waits_or_runs(harness: Harness) -> None:
