@@ -86,12 +86,23 @@ def test_tokens_are_where_they_came_and_none_is_lost() -> None:
     assert _binned(100.0, 103.0, [(103.0, 103.0, 7.0)])[-1] == (102.5, 7.0)
 
 
-def test_what_came_too_late_is_not_goodput() -> None:
+def test_what_came_too_late_is_not_goodput(monkeypatch: pytest.MonkeyPatch) -> None:
     late = dataclasses.replace(ANSWER, first=ANSWER.due + USEFUL_SECONDS + 1, last=120.0, end=120.0)
     refused = dataclasses.replace(ANSWER, status=503, tokens=0, first=0.0, last=0.0, end=100.1)
     told = texts(titled(run(answers=[ANSWER, late, refused]))["Goodput"])
     assert {"asked for", "came in time", "came too late", "refused"} <= set(told)
     assert not {"came too late", "refused"} & set(texts(titled(run())["Goodput"]))
+    drawn: dict[str, float] = {}
+
+    def note(title: str, *labels: str, **options: object) -> str:
+        drawn.update(
+            {curve.name: sum(y for _, y in curve.points) for curve in labels[2] if title == "Goodput"}
+        )  # type: ignore[attr-defined]
+        return ""
+
+    monkeypatch.setattr("loadtest.plots.line_chart", note)
+    plots(run(answers=[ANSWER, late, late, refused]))
+    assert drawn == pytest.approx({"asked for": 160, "came in time": 40, "came too late": 80, "refused": 40})
 
 
 def test_fairness_is_told_of_stretches_in_which_it_can_be_seen() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from app.worker.counters import Prices
 from app.worker.jobs import Job, Kind, Phase, Plan
-from app.worker.scheduler import Limits, Scheduler
+from app.worker.scheduler import PREFETCH, Limits, Scheduler
 
 
 @dataclass(eq=False)
@@ -63,6 +63,9 @@ class Simulation:
         self.service: dict[str, float] = {}
         self.trace: list[object] = []
         self.backlogged: set[str] = set()
+        self.weights: dict[str, float] = {}
+        # for memories that were brought: what a tenant is charged when its next request begins
+        self.owing: dict[str, float] = {}
         self.resting: set[str] = set()
         self._names = 0
 
@@ -76,15 +79,17 @@ class Simulation:
         weight: float = 1.0,
         priority: int = 0,
         deadline: float | None = None,
+        atomic: bool = False,
     ) -> Job:
         self._names += 1
         kind = Kind.UPDATE if update else Kind.GENERATE
         room = 0 if update else prompt + output
         job = Job(
             f"{self._names}", tenant, kind, prompt, float(self.now), room, prompt,
-            deadline=deadline, priority=priority, weight=weight,
+            deadline=deadline, priority=priority, weight=weight, atomic=atomic and update,
         )  # fmt: skip
         self.scheduler.submit(job)
+        self.weights[tenant] = weight
         self.open[job.id] = Request(job, self.holds if update else output)
         self.arrived.setdefault(tenant, []).append(job)
         return job
@@ -92,13 +97,19 @@ class Simulation:
     def cancel(self, job: Job) -> None:
         self.scheduler.finish(job)
         self.open.pop(job.id, None)
+        if not self.scheduler.of(job.tenant):
+            self.owing.pop(job.tenant, None)
 
     # ------------------------------------------------------------ a step
 
     def step(self) -> Plan:
         self._land()
+        served = {
+            tenant: self.scheduler._counters[tenant] for tenant in self.arrived if self.scheduler.of(tenant)
+        }
         plan = self.scheduler.plan(self.now, self.memories)
         self._check(plan)
+        self._check_charges(plan, served)
         self.backlogged = self.passed_over()
         for job in plan.expired:
             del self.open[job.id]
@@ -132,6 +143,8 @@ class Simulation:
                 del self.memories.coming[tenant]
                 self.memories.here[tenant] = True
                 self.scheduler.brought(tenant, 1.0)
+                if self.scheduler.waiting(tenant):
+                    self.owing[tenant] = self.owing.get(tenant, 0.0) + self.scheduler.prices.swap
 
     def _bring(self, tenant: str) -> None:
         memories = self.memories
@@ -167,7 +180,11 @@ class Simulation:
     def _check(self, plan: Plan) -> None:
         limits, scheduler = self.limits, self.scheduler
         tokens = len(plan.decode) + sum(chunk.count for chunk in plan.chunks)
-        assert tokens <= limits.step_tokens, "the token budget is overrun"
+        # but for a context that cannot be cut, by itself
+        alone = not plan.decode and len(plan.chunks) == 1 and plan.chunks[0].job.atomic
+        assert alone or tokens <= limits.step_tokens, "the token budget is overrun"
+        assert all(chunk.count == chunk.job.length for chunk in plan.chunks if chunk.job.atomic)
+        assert len(plan.wanted) <= PREFETCH, "too many memories are sent for"
         assert scheduler.counts["running"] <= limits.max_running
         running = [r.job for r in self.open.values() if r.job.phase is not Phase.WAITING]
         assert sum(job.room for job in running) <= limits.cache_rows, "there are not so many cache rows"
@@ -178,24 +195,45 @@ class Simulation:
         assert not resting & self.resting, "a job rests twice in a row"
         assert not resting or plan.chunks, "jobs rest for nothing"
         self.resting = resting
-        for job in plan.start:
+        for number, job in enumerate(plan.start):
             assert self.memories.resident(job.tenant), "a job begins without its memory"
-            self._check_order(job)
+            self._check_order(job, plan.start[number + 1 :])
         assert len(self.memories.here) + len(self.memories.coming) <= self.memories.slots
 
-    def _check_order(self, job: Job) -> None:
-        """Nothing passes an update, and an update passes nothing."""
+    def _check_order(self, job: Job, later: list[Job]) -> None:
+        """Nothing passes an update, and an update passes nothing; between updates the more urgent reads go first.
+        ``later`` begin in the same plan, behind it."""
         begun = self.started.get(job.tenant, [])
-        for other in self.arrived[job.tenant]:
-            if other is job:
-                break
-            waits = other.id in self.open and other.phase is Phase.WAITING
-            if Kind.UPDATE in (job.kind, other.kind):
-                assert not waits, "a job has passed another of its tenant"
+        arrived = self.arrived[job.tenant]
+        place = arrived.index(job)
+        waiting = {j.id for j in arrived if j.phase is Phase.WAITING or j in later} & self.open.keys()
+        for other in arrived[:place]:
+            if Kind.UPDATE in (job.kind, other.kind) or other.priority >= job.priority:
+                assert other.id not in waiting, "a job has passed another of its tenant"
             if other.kind is Kind.UPDATE and other in begun:
                 assert other.id not in self.open, "a job begins behind an update that is not done"
+        for other in arrived[place + 1 :] if job.kind is not Kind.UPDATE else ():
+            if other.kind is Kind.UPDATE:
+                break
+            assert other.id not in waiting or other.priority <= job.priority, "a less urgent job goes first"
 
     # ------------------------------------------------------------ fairness
+
+    def _check_charges(self, plan: Plan, served: dict[str, float]) -> None:
+        """Every token of the plan is charged to its tenant, and every memory to the request that it was brought for."""
+        prices = self.scheduler.prices
+        cost: dict[str, float] = {}
+        for job in plan.decode:
+            cost[job.tenant] = cost.get(job.tenant, 0.0) + prices.output
+        for chunk in plan.chunks:
+            price = prices.prompt if chunk.job.reads else prices.update
+            cost[chunk.job.tenant] = cost.get(chunk.job.tenant, 0.0) + chunk.count * price
+        for job in plan.start:
+            cost[job.tenant] = cost.get(job.tenant, 0.0) + self.owing.pop(job.tenant, 0.0)
+        for tenant, before in served.items():
+            if self.scheduler.of(tenant):
+                charged = (self.scheduler._counters[tenant] - before) * self.weights[tenant]
+                assert abs(charged - cost.get(tenant, 0.0)) < 1e-6, "a plan is not what it was charged as"
 
     def cost(self, update: int) -> float:
         """What a tenant's running requests may still be charged, at most, with updates of ``update`` tokens."""
