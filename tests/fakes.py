@@ -72,6 +72,8 @@ class MemoryStore:
                 raise VersionConflict("the memory has changed meanwhile")
             return self.blobs[blob.name]
 
+    def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None: ...
+
     def reader(self, tenant: str, blob: BlobRef) -> BlobReader:
         return BlobReader(blob, Piecewise(self.read(tenant, blob)), _never)
 

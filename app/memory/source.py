@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
 from app.errors import FingerprintMismatch, InvalidMemoryFile, TenantNotFound, VersionConflict
-from app.memory.codec import Block, Pool, decode_block, decode_snapshot, encode_snapshot, replay
+from app.memory.codec import Block, Pool, decode_block, encode_snapshot
+from app.memory.replay import Gathering, replay
 from app.model.backbone import Backbone
 from app.model.forgetting import MAX_SEED
 from app.store.base import Manifest, Store
-
-# as many as load memories at once
-_READERS = 2
 
 
 def default_seed(tenant: str) -> int:
@@ -28,7 +25,6 @@ class Source:
 
     def __init__(self, backbone: Backbone, store: Store, fingerprint: str) -> None:
         self.store, self.fingerprint = store, fingerprint
-        self._beside = ThreadPoolExecutor(_READERS, thread_name_prefix="blocks")
         config, weights = backbone.config, backbone.weights
         rows = config.num_layers if config.drop_memory_per_layer else 1
         self.own_pool = Pool(weights.memory, torch.zeros(rows, config.pool_size, dtype=torch.int32))
@@ -62,16 +58,19 @@ class Source:
 
     def pool(self, manifest: Manifest) -> Pool:
         """The whole pool at the manifest's version, read from the store. Runs in any thread."""
+        refs = [block.blob for block in manifest.blocks]
         if manifest.snapshot is None:
+            self.store.expect(manifest.tenant, refs)
             return replay(self.own_pool, self._blocks(manifest))
+        blob = manifest.snapshot.blob
         # a disk that is asked for one file after another waits for each
-        blocks = self._beside.submit(self._blocks, manifest)
-        try:
-            base = decode_snapshot(self.store.read(manifest.tenant, manifest.snapshot.blob))
-        finally:
-            # whatever has gone wrong, nobody reads the store after this
-            wait([blocks])
-        return replay(base, blocks.result(), reuse=True)
+        self.store.expect(manifest.tenant, [*refs, blob])
+        # first, because they say what is left of the snapshot
+        blocks = self._blocks(manifest)
+        gathering = Gathering(self.own_pool.hidden.shape, blob.size, blocks)
+        with self.store.reader(manifest.tenant, blob) as reader:
+            reader.pour(gathering.feed)
+        return gathering.pool()
 
     def _blocks(self, manifest: Manifest) -> list[tuple[int, Block]]:
         return [(b.version, decode_block(self.store.read(manifest.tenant, b.blob))) for b in manifest.blocks]

@@ -12,7 +12,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from app.memory.codec import DTYPES, Block, Entry, Pool, replay
+from app.memory.codec import DTYPES, Block, Entry, Pool
+from app.memory.replay import replay
 from app.store.base import BlobRef, Manifest, Store
 from app.store.parts import quarantined
 from app.store.reading import BlobReader

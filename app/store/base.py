@@ -211,6 +211,13 @@ class Store(Protocol):
         """
         ...
 
+    def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None:
+        """These are read next, in this order: a store that can has the first of their bytes fetched meanwhile.
+
+        Waits for none of them, raises nothing.
+        """
+        ...
+
     def reader(self, tenant: str, blob: BlobRef) -> BlobReader:
         """The blob piece by piece, for one who has no room for all of it. It is checked when all has been taken.
 

@@ -78,6 +78,10 @@ class FileSystem(Protocol):
         while it is in the processor's cache. Returns how many bytes were read."""
         ...
 
+    def expect(self, path: Path, size: int) -> None:
+        """The first ``size`` bytes of the file are read soon; waits for none of them."""
+        ...
+
     def source(self, path: Path) -> Source:
         """Opens ``path`` for reading; what it holds stays readable when its name is taken away."""
         ...
@@ -163,6 +167,15 @@ class Disk:
                 seen(buffer[done : done + count])
                 done += count
         return done
+
+    def expect(self, path: Path, size: int) -> None:
+        # not every system has it
+        if hasattr(os, "posix_fadvise"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     def source(self, path: Path) -> Source:
         return _DiskSource(path)

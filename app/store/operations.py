@@ -80,6 +80,9 @@ class Operations(ABC):
         except FileNotFoundError as error:
             self._gone(tenant, blob, error)
 
+    def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None:
+        self._blobs.expect(tenant, blobs)
+
     def reader(self, tenant: str, blob: BlobRef) -> BlobReader:
         self._locks.check()
         try:

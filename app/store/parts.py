@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -49,6 +50,10 @@ class Blobs(Protocol):
 
     def read(self, tenant: str, blob: BlobRef) -> memoryview:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""
+        ...
+
+    def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None:
+        """See ``app.store.base.Store.expect``."""
         ...
 
     def reader(self, tenant: str, blob: BlobRef) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from app.errors import ServiceError
@@ -126,6 +126,9 @@ class RedisBlobs:
         if len(data) != blob.size or blob_checksum(memoryview(data), blob.checksum) != blob.checksum:
             raise quarantined("a blob is damaged")
         return memoryview(data)
+
+    def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None:
+        """A server has everything at hand."""
 
     def reader(self, tenant: str, blob: BlobRef) -> Source:
         """Raises TenantQuarantined; reading it FileNotFoundError, StoreFailed."""

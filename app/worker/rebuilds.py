@@ -24,7 +24,8 @@ from app.errors import (
     TextsNotKept,
     VersionConflict,
 )
-from app.memory.codec import Block, Pool, encode_snapshot, replay
+from app.memory.codec import Block, Pool, encode_snapshot
+from app.memory.replay import replay
 from app.memory.residency import Residency
 from app.messages import (
     Context,

@@ -64,7 +64,10 @@ def everything(store: Store, tenant: str) -> list[Any]:
     assert manifest.snapshot is not None
     refs = [manifest.snapshot.blob, *(block.blob for block in manifest.blocks)]
     found = [store.find(tenant, f"k{version}") for version in range(4)]
-    return [manifest, [store.read(tenant, ref) for ref in refs], store.history(tenant), found]
+    poured = bytearray()
+    with store.reader(tenant, manifest.snapshot.blob) as reader:
+        reader.pour(poured.extend)
+    return [manifest, [store.read(tenant, ref) for ref in refs], poured, store.history(tenant), found]
 
 
 def everything_or_quarantine(store: Store, tenant: str) -> list[Any] | None:

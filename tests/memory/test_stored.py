@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from app.errors import TenantQuarantined, VersionConflict
-from app.memory.codec import Block, Pool, encode_block, encode_snapshot, replay
+from app.memory.codec import Block, Pool, encode_block, encode_snapshot
+from app.memory.replay import replay
 from app.memory.stored import StoredPool
 from app.model.forgetting import draw
 from app.store.base import Manifest, Store

@@ -12,7 +12,8 @@ import httpx
 import pytest
 import torch
 
-from app.memory.codec import Pool, decode_block, decode_snapshot, replay
+from app.memory.codec import Pool, decode_block, decode_snapshot
+from app.memory.replay import replay
 from app.model.checkpoint import load_weights
 from app.model.config import read_config
 from app.store.base import Manifest

@@ -186,6 +186,9 @@ class MemoryDisk:
         seen(buffer[: len(data)])
         return len(data)
 
+    def expect(self, path: Path, size: int) -> None:
+        self._node(path)
+
     def source(self, path: Path) -> Source:
         return Piecewise(self.read(path))
 

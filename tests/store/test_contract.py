@@ -48,6 +48,14 @@ def test_nothing_is_there_at_first(store: Store) -> None:
     assert store.erase("ada") is None
 
 
+def poured(store: Store, blob: BlobRef) -> bytes:
+    """What ``reader`` gives by way of a buffer of its own."""
+    found = bytearray()
+    with store.reader("ada", blob) as reader:
+        reader.pour(found.extend)
+    return bytes(found)
+
+
 @pytest.mark.parametrize("call", ["commit", "compact", "history", "find", "usage", "read", "reader"])
 def test_an_absent_tenant_is_not_found(store: Store, call: str) -> None:
     calls: dict[str, Callable[[], object]] = {
@@ -219,7 +227,8 @@ def test_a_blob_comes_piece_by_piece(store: Store) -> None:
     store.create(manifest())
     data = bytes(range(256)) * 4000
     ref = store.commit("ada", 0, data, time=1.0, tokens=16).blocks[-1].blob
-    assert whole(store, ref) == whole(store, ref, piece=len(data)) == data
+    store.expect("ada", [ref])
+    assert whole(store, ref) == whole(store, ref, piece=len(data)) == poured(store, ref) == data
     with store.reader("ada", ref) as reader:
         assert bytes(reader.peek(300_000, 5)) == data[300_000:300_005]
         assert bytes(reader.take(3)) == data[:3]
@@ -231,7 +240,7 @@ def test_a_blob_comes_piece_by_piece(store: Store) -> None:
         with pytest.raises(TenantQuarantined):
             reader.finish()
     empty = store.commit("ada", 1, b"", time=2.0, tokens=16).blocks[-1].blob
-    assert whole(store, empty) == b""
+    assert whole(store, empty) == poured(store, empty) == b""
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -271,6 +280,10 @@ def test_a_blob_that_is_not_what_its_name_says_is_quarantine(store: Store) -> No
             store.read("ada", wrong)
         with pytest.raises(TenantQuarantined):
             whole(store, wrong)
+        with pytest.raises(TenantQuarantined):
+            poured(store, wrong)
+        # a hint harms nobody
+        store.expect("ada", [wrong])
         if wrong.size == ref.size:
             with pytest.raises(TenantQuarantined), store.reader("ada", wrong) as reader:
                 reader.verify()
