@@ -48,7 +48,12 @@ class Caller:
         """The answer decoded. A server that is busy, or waits for another's lease, is asked again."""
         end = time.monotonic() + START_SECONDS
         while True:
-            status, data = self.ask("GET", path)
+            try:
+                status, data = self.ask("GET", path)
+            except http.client.RemoteDisconnected:
+                # it had been idle for so long that the server closed it, perhaps just now
+                self.close()
+                status, data = self.ask("GET", path)
             if status not in (429, 503) or time.monotonic() > end:
                 return status, json.loads(data)
             time.sleep(0.05)
