@@ -75,7 +75,7 @@ class MemoryStore:
     def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None: ...
 
     def reader(self, tenant: str, blob: BlobRef) -> BlobReader:
-        return BlobReader(blob, Piecewise(self.read(tenant, blob)), _never)
+        return BlobReader(blob, Piecewise(MemoryStore.read(self, tenant, blob)), _never)
 
     def history(self, tenant: str) -> list[BlockRecord]:
         with self.lock:

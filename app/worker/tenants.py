@@ -6,11 +6,14 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from torch import Tensor
 
 from app import logs
-from app.errors import InvalidRequest, ServiceError, TenantErased, TenantNotFound
+from app.errors import InvalidRequest, ServiceError, TenantErased, TenantNotFound, VersionConflict
 from app.memory.residency import Erasure, Residency
+from app.memory.stored import StoredPool
 from app.messages import (
     CreateTenant,
     Erased,
@@ -35,6 +38,7 @@ from app.worker import quotas
 if TYPE_CHECKING:
     from app.worker.engine import Engine
 
+T = TypeVar("T")
 TenantRequest = CreateTenant | ListTenants | GetTenant | EraseTenant | GetMemory | GetHistory
 Body = TenantInfo | TenantList | Erased | Exported | Texts | MemoryView | History
 
@@ -101,6 +105,20 @@ class Tenants:
             raise TenantNotFound("there is no such tenant")
         return manifest
 
+    def settled(self, tenant: str, use: Callable[[Manifest], T]) -> T:
+        """What ``use`` makes of the tenant's manifest, while compactions go on: one that took a blob away has left a
+        newer manifest. Raises TenantNotFound, FingerprintMismatch, VersionConflict and what ``use`` does."""
+        manifest = self.manifest(tenant)
+        while True:
+            self.residency.check(manifest)
+            try:
+                return use(manifest)
+            except VersionConflict:
+                newer = self.manifest(tenant)
+                if newer == manifest:
+                    raise
+                manifest = newer
+
     def _create(self, message: CreateTenant) -> Body:
         if message.seed is not None and not 0 <= message.seed < MAX_SEED:
             raise InvalidRequest("a seed is at least 0 and below 2^40", param="seed")
@@ -136,16 +154,17 @@ class Tenants:
         here = None if memory is None else (memory.version, memory.born)
 
         def work() -> Body:
-            if here is not None:
-                version, born = here
-            else:
-                manifest = self.manifest(tenant)
-                self.residency.check(manifest)
-                manifest, pool = self.residency.settled_pool(manifest)
-                version, born = manifest.version, pool.born
+            version, born = here if here is not None else self.settled(tenant, self._born)
             return MemoryView(tenant, version, config.num_blocks, config.num_tokens, born.tolist())
 
         return work
+
+    def _born(self, manifest: Manifest) -> tuple[int, Tensor]:
+        """The version, and which update wrote each token: in the memory of a few layers, whoever asks how often."""
+        with StoredPool(self.store, manifest, self.residency.own_pool) as pool:
+            for _ in pool.layers():
+                pass
+            return manifest.version, pool.born
 
     def _history(self, message: GetHistory) -> Body:
         manifest = self.manifest(message.tenant)

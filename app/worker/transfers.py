@@ -83,9 +83,6 @@ class Transfers:
     # ------------------------------------------------------------ in background threads
 
     def _export(self, message: ExportTenant, transfer: Transfer) -> Exported:
-        residency = self.residency
-        manifest = self.engine.tenants.manifest(message.tenant)
-        residency.check(manifest)
         try:
             # no O_CREAT: a client that has gone has taken the file along
             descriptor = os.open(message.path, os.O_WRONLY | os.O_NOFOLLOW)
@@ -96,19 +93,15 @@ class Transfers:
             return transfer.doomed is not None or not os.fstat(descriptor).st_nlink
 
         with open(descriptor, "wb") as file:
-            while True:
-                try:
-                    written = self._write(file, manifest, message.texts, stopped)
-                    return Exported(message.tenant, manifest.version, written)
-                except VersionConflict:
-                    # a compaction that took a blob away has left a newer manifest
-                    newer = self.engine.tenants.manifest(message.tenant)
-                    if newer == manifest:
-                        raise
-                    manifest = newer
-                    residency.check(manifest)
-                    file.seek(0)
-                    file.truncate()
+
+            def write(manifest: Manifest) -> Exported:
+                # once more, perhaps
+                file.seek(0)
+                file.truncate()
+                written = self._write(file, manifest, message.texts, stopped)
+                return Exported(message.tenant, manifest.version, written)
+
+            return self.engine.tenants.settled(message.tenant, write)
 
     def _write(
         self, file: BufferedWriter, manifest: Manifest, texts: bool, stopped: Callable[[], bool]

@@ -14,7 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from app.memory.codec import Pool, decode_block, encode_snapshot
 from app.memory.file import MOST_HEADER, most_bytes
+from app.memory.replay import replay
 from app.messages import (
     Erased,
     EraseTenant,
@@ -22,6 +24,7 @@ from app.messages import (
     ExportTenant,
     Failed,
     GetHistory,
+    GetMemory,
     History,
     ImportTenant,
     Reply,
@@ -29,6 +32,9 @@ from app.messages import (
     TenantInfo,
 )
 from app.model.backbone import Backbone
+from app.store.base import BlobRef
+from app.store.reading import BlobReader
+from tests.fakes import MemoryStore
 from tests.harness import NAMES, Harness, load_backbone
 from tests.worker.test_memories import PROMPT, begin, pool, reply, same, text
 
@@ -438,6 +444,40 @@ def test_a_number_too_large_for_the_servers_dtype(harness: Harness, spooled: Pat
 
 
 # ---------------------------------------------------------------- beside others
+
+
+class Piecemeal(MemoryStore):
+    """Gives blobs in pieces alone, and compacts once somebody who has its manifest asks for the first."""
+
+    def read(self, tenant: str, blob: BlobRef) -> bytes:
+        raise AssertionError("all of a blob at once")
+
+    def reader(self, tenant: str, blob: BlobRef) -> BlobReader:
+        manifest = self.manifests[tenant]
+        if manifest.snapshot is None:
+            blocks = [(b.version, decode_block(self.blobs[b.blob.name])) for b in manifest.blocks]
+            self.compact(tenant, manifest.version, encode_snapshot(replay(self.own_pool, blocks)))
+        return super().reader(tenant, blob)
+
+    own_pool: Pool
+
+
+def test_a_compaction_disturbs_neither_an_export_nor_a_look(backbone: Backbone, spooled: Path) -> None:
+    here = Harness(backbone)
+    for _ in range(3):
+        here.update("ada", text())
+    view, expected = reply(here, GetMemory, "ada"), pool(here, "ada")
+    for look in (True, False):
+        store = Piecemeal()
+        store.manifests, store.blobs = dict(here.store.manifests), dict(here.store.blobs)  # type: ignore[attr-defined]
+        cold = Harness(backbone, store=store)
+        store.own_pool = cold.engine.residency.own_pool
+        if look:
+            assert reply(cold, GetMemory, "ada") == view
+        else:
+            export(cold, "ada", spooled)
+            assert torch.equal(load_file(spooled)["memory"], expected.hidden)
+        assert store.manifests["ada"].snapshot is not None
 
 
 def test_an_existing_tenant_is_not_touched_by_an_import(harness: Harness, spooled: Path) -> None:
