@@ -49,6 +49,15 @@ def test_a_memory_is_forked_and_taken_back(server: ServerProcess) -> None:
     assert [server.version(name) for name in ("ada", "then", "now")] == [1, 1, 2]
 
 
+def test_a_memory_of_the_served_model_needs_no_texts_to_be_left_alone(server: ServerProcess) -> None:
+    server.update("fay", list(range(20, 60)))
+    answer = server.post("/tenants/fay/rebuild")
+    assert (answer.status_code, answer.json()["rebuilt"]) == (200, False)
+    forced = server.post("/tenants/fay/rebuild", force=True)
+    assert (forced.status_code, forced.json()["error"]["code"]) == (409, "texts_not_kept")
+    assert server.version("fay") == 1
+
+
 def test_a_memory_moves_as_a_file(server: ServerProcess, spool: Path, tmp_path: Path) -> None:
     for text in ("My dog is called Rex.", "Mira Tolvan lives in Tarnovik."):
         server.update("bob", text)

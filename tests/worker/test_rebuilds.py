@@ -255,10 +255,16 @@ def test_rebuilds_that_cannot_be(backbone: Backbone) -> None:
     good = message(harness, "ada")
     harness.update("ada", text())
     before = harness.store.load("ada")
-    assert reply(harness, GetTexts, "ada").code == "texts_not_kept"
-    harness.send(good)
-    harness.run()
-    assert harness.failure(good.id).code == "texts_not_kept"
+    # left alone unless it is forced
+    texts = reply(harness, GetTexts, "ada")
+    assert isinstance(texts, Texts)
+    assert (texts.current, texts.memory_version, texts.texts) == (True, 2, [])
+    other_model = Harness(backbone, "another", store=harness.store)
+    assert reply(other_model, GetTexts, "ada").code == "texts_not_kept"
+    for forced in (good, message(harness, "ada")):
+        harness.send(forced)
+        harness.run()
+        assert harness.failure(forced.id).code == "texts_not_kept"
     tell(harness, "bob", text())
     stale = message(harness, "bob")
     tell(harness, "bob", text())
