@@ -173,6 +173,10 @@ class Arena:
         """Rotated copies that are built or being built."""
         return self._hot - len(self._free_hot)
 
+    @property
+    def copies_free(self) -> bool:
+        return bool(self._free_hot)
+
     def take_hot(self, kept: Callable[[Memory], bool] = lambda _: False) -> int | None:
         """Room for a rotated copy: a free one, else the least recently used that nobody reads, else None.
 

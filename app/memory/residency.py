@@ -152,6 +152,12 @@ class Residency(Source):
             return self._heat(memory)
         return True
 
+    def prepare_ahead(self, memory: Memory) -> None:
+        """Begins the rotated copy of a version just published, if it takes nobody's place: a memory that was read
+        before its update is likely read behind it."""
+        if self.arena.copies_free and self.resident(memory.tenant) and not self.moving(memory.tenant):
+            self._heat(memory, owed=False)
+
     def _claim(self, tenant: str) -> bool:
         """Takes a tenant back that another server may have had: its memory here may be an old one."""
         self._claiming.add(tenant)
@@ -195,14 +201,14 @@ class Residency(Source):
     def _kept(self, memory: Memory) -> bool:
         return memory.owed and self.waiting(memory.tenant)
 
-    def _heat(self, memory: Memory) -> bool:
+    def _heat(self, memory: Memory, *, owed: bool = True) -> bool:
         hot = self.arena.take_hot(self._kept)
         if hot is None:
             return False
         view, after = memory.view, self._lanes.mark()
         self._heating.add(memory.tenant)
         memory.pins += 1
-        memory.owed = True
+        memory.owed = memory.owed or owed
 
         def work() -> None:
             with self._lanes.apart(after):

@@ -27,7 +27,8 @@ from app.worker.jobs import Job, Phase
 
 @dataclass(eq=False)
 class UpdateRun:
-    """``index`` of the context that is being written; ``versions`` of those that are durable and published."""
+    """``index`` of the context that is being written; ``versions`` of those that are durable and published; ``read``:
+    whether the memory had a copy for readers when it was begun."""
 
     job: Job
     message: Update
@@ -37,6 +38,7 @@ class UpdateRun:
     current: SelfUpdate | None = None
     block: Block | None = None
     committing: bool = False
+    read: bool = False
     doomed: ServiceError | None = None
     started: float = 0.0
     loaded: float = 0.0
@@ -237,7 +239,12 @@ class Updates:
         ready = [run for run in self._unpublished if arena.publishable(run.memory)]
         self._unpublished = [run for run in self._unpublished if run not in ready]
         began = time.monotonic()
+        for run in ready:
+            run.read = run.read or run.memory.view.hot is not None
         arena.publish_all([(r.memory, r.block.hidden, r.block.forgotten) for r in ready if r.block])
+        for run in ready:
+            if run.read and run.index + 1 == len(run.contexts):
+                self.residency.prepare_ahead(run.memory)
         self._seconds += time.monotonic() - began
         for run in ready:
             run.block = None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from app.memory.arena import Arena
 from app.messages import EraseTenant, Finished, Updated
@@ -274,3 +275,46 @@ def test_ten_thousand_tenants_on_disk_share_sixteen_slots(
     assert residency.counts["resident"] <= 16
     assert residency.traffic.hits["resident"] + residency.traffic.hits["warm"] > 0
     store.close()
+
+
+def test_a_memory_that_was_read_is_readable_again_once_its_update_is_told(backbone: Backbone) -> None:
+    h = Harness(backbone, slots=2)
+    built: list[int] = []
+    build = h.engine.arena.build_hot
+
+    def counted(slot: int, rank: Tensor, hot: int) -> None:
+        built.append(hot)
+        build(slot, rank, hot)
+
+    h.engine.arena.build_hot = counted  # type: ignore[method-assign]
+    h.update("ada", text(1))
+    assert not built, "nobody has ever read it"
+    h.generate("ada", PROMPT, 2)
+    assert len(built) == 1
+    h.update("ada", text(2), text(3))
+    memory = h.engine.residency.get("ada")
+    assert memory is not None
+    assert h.engine.residency.readable("ada")
+    assert not memory.owed, "no request waits for it"
+    assert len(built) == 2, "of the blocks of one update only the last is read"
+    h.update("ada", text(4))
+    h.generate("ada", PROMPT, 2)
+    assert len(built) == 3
+
+
+def test_a_copy_ahead_takes_nobody_elses(backbone: Backbone) -> None:
+    h = Harness(backbone, slots=2, hot=2)
+    h.generate("bob", PROMPT, 2)
+    reader = h.begin_generate("ada", PROMPT, 60)
+    for _ in range(4):
+        h.step()
+    h.begin_update("ada", text(1))
+    while h.engine.updates.commits == 0 or h.inline.waiting:
+        h.step()
+    h.step()
+    memory = h.engine.residency.get("ada")
+    assert memory is not None
+    assert memory.older, "the version before is still being read"
+    assert h.engine.residency.readable("bob")
+    h.run()
+    assert isinstance(h.final(reader), Finished)
