@@ -28,13 +28,14 @@ def alike_updates(spans: list[UpdateSpan]) -> tuple[list[list[UpdateSpan]], list
 
 
 def _whole_length(span: UpdateSpan) -> int | None:
-    """The length of an update that is all here; None for parts, for first blocks and for what is asked of the tail."""
+    """The length of an update that is all here; None for parts and for first blocks."""
     whole = span.start == 0 and span.count == span.update.length
-    return span.count if whole and span.tail_rows is not None and span.tail_outputs is None else None
+    return span.count if whole and span.tail_rows is not None else None
 
 
 class WholeUpdates:
-    """``spans`` of T tokens each, neighbours in the batch as their tails are. ``bos``: K, V, each [L, H_kv, d_head]."""
+    """``spans`` of T tokens each, neighbours in the batch as their tails are, and as what is asked of these if T < K.
+    ``bos``: K, V, each [L, H_kv, d_head]."""
 
     def __init__(
         self, config: ModelConfig, spans: list[UpdateSpan], bos: tuple[Tensor, Tensor] | None
@@ -45,16 +46,24 @@ class WholeUpdates:
         self._spans, self._bos = spans, bos
         self._rows = slice(first.rows.start, last.rows.stop)
         self._tails = slice(first.tail_rows.start, last.tail_rows.stop)
+        self._short, self._outputs = first.update.short, slice(0, 0)
+        if first.tail_outputs is not None and last.tail_outputs is not None:
+            self._outputs = slice(first.tail_outputs.start, last.tail_outputs.stop)
         block = first.update.block
         self._blocks = block.new_empty(block.shape[0], len(spans), *block.shape[1:])
 
     def attend(
         self, operations: Operations, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor
     ) -> None:
-        """Context rows over bos, tail and context, causally."""
+        """Context rows, and the last of the tail if there are few of them, over bos, tail and context, causally."""
         queries = self._apart(query[self._rows])
+        if self._short:
+            queries = torch.cat([self._apart(query[self._tails])[:, -self._short :], queries], dim=1)
         keys, values = (self._lying(layer, index, rows) for index, rows in enumerate((key, value)))
-        out[self._rows] = operations.attend_causally(queries, keys, values).flatten(0, 1)
+        attended = operations.attend_causally(queries, keys, values)
+        out[self._rows] = attended[:, self._short :].flatten(0, 1)
+        if self._short:
+            out[self._outputs] = attended[:, : self._short].flatten(0, 1)
 
     def _lying(self, layer: int, index: int, rows: Tensor) -> Tensor:
         """[B, H_kv, bos + K + T, d_head] of the batch's K (``index`` 0) or V (1)."""
@@ -70,9 +79,11 @@ class WholeUpdates:
         return rows.view(len(self._spans), -1, *rows.shape[1:])
 
     def collect(self, layer: int, x: Tensor) -> None:
-        """Notes the layer's last K output rows of each context: its new memory tokens."""
-        outputs = self._apart(x[self._rows])
-        self._blocks[layer] = outputs[:, -self._blocks.shape[2] :]
+        """Notes the layer's last K output rows of each tail and context: its new memory tokens."""
+        block, outputs = self._blocks[layer], self._apart(x[self._rows])
+        block[:, self._short :] = outputs[:, self._short - block.shape[1] :]
+        if self._short:
+            block[:, : self._short] = self._apart(x[self._outputs])
 
     def finish(self) -> None:
         """Gives each update its block, in memory of its own: a block outlives those beside it."""

@@ -39,7 +39,8 @@ def test_a_block_is_the_same_whatever_is_beside_it(backbone: Backbone) -> None:
     generator = torch.Generator().manual_seed(1)
     shape = (config.num_layers, config.num_tokens, config.hidden_size)
     k = config.num_tokens
-    lengths = [k + 3, k, k + 3, max(1, k - 2), k + 1, k + 3, k]
+    few = max(1, k - 2)
+    lengths = [k + 3, k, k + 3, few, k + 1, 1, k + 3, few, k, few]
     contexts = [
         (
             torch.randn(shape, generator=generator),
@@ -69,8 +70,11 @@ def test_whole_updates_of_equal_length_are_found(backbone: Backbone) -> None:
     chunks = [chunk(k + 2), chunk(k + 9, 0, k + 2), chunk(k), chunk(k - 1), chunk(k + 2), chunk(k + 9, k + 2)]
     alike, loose = alike_updates(runner._update_spans(chunks, [], []))
     # a part of as many tokens stands between two whole ones
-    assert sorted(len(spans) for spans in alike) == [1, 1, 1]
-    assert sorted((span.start, span.count) for span in loose) == [(0, k - 1), (0, k + 2), (k + 2, 7)]
+    assert sorted(len(spans) for spans in alike) == [1, 1, 1, 1]
+    assert sorted((span.start, span.count) for span in loose) == [(0, k + 2), (k + 2, 7)]
     alike, loose = alike_updates(runner._update_spans([chunk(k + 1), chunk(k), chunk(k + 1)], [], []))
     assert [[span.count for span in spans] for spans in alike] == [[k], [k + 1, k + 1]]
+    assert not loose
+    alike, loose = alike_updates(runner._update_spans([chunk(k - 1), chunk(1), chunk(k - 1)], [], []))
+    assert [[span.count for span in spans] for spans in alike] == [[1], [k - 1, k - 1]]
     assert not loose
