@@ -1,12 +1,13 @@
 """Integrity (MemoryLLM): update on and on, and ask for the newest context each time.
 
-    python -m experiments.integrity --updates 1000000 --kill-at 5000
+    python -m experiments.integrity --updates 1000000 --tenants 80 --kill-at 5000
 
 ``--tenants`` memories take their updates in turn, all at once; how many each has taken is reported and compared with
 the version that the server gives it. An update that a kill cut off is sent again with its idempotency key, so that none
 is missing and none comes twice. ``--kill-at n`` shows it: the run kills itself (SIGKILL) behind n answers and goes on.
 ``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command with more updates goes
-on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then.
+on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then. How to serve for it, and why
+with no more than 80 tenants, is in ``docs/performance.md``.
 """
 
 from __future__ import annotations
