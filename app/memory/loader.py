@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 
-from app.errors import TenantExists
+from app.errors import TenantExists, VersionConflict
 from app.memory.arena import Arena, Memory, View
 from app.memory.lanes import Lanes, Mark
 from app.memory.source import Source
 from app.memory.warm import Buffers, Seat, Warm
 from app.store.base import Manifest, content
+
+# one in so many of a pool's blocks are published in less time than the whole is projected
+_FEW = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +92,7 @@ class Loader:
         else:
             # first, because requests for the one that leaves wait for its copy
             self.lanes.exchange(after, out, [])
-            return self._from_store(manifest, slot, after)
+            return self._regrown(manifest, slot, after) or self._from_store(manifest, slot, after)
         tail = self.lanes.room(buffers.tail)
         back = [*self._pairs(slot, buffers), (tail, buffers.tail)]
         self.lanes.exchange(after, out, back)
@@ -116,6 +120,33 @@ class Loader:
                 assert manifest is not None
         self.source.check(manifest)
         return manifest
+
+    def _regrown(self, manifest: Manifest, slot: int, after: Mark) -> Loaded | None:
+        """What few blocks made of the checkpoint's own pool: that lies here projected, and they are published in it.
+
+        None if it is to be had in no such way.
+        """
+        begun, few = self._begun, max(1, self.backbone.config.num_blocks // _FEW)
+        if begun is None or manifest.snapshot is not None or not 0 < len(manifest.blocks) <= few:
+            return None
+        try:
+            blocks = [block for _, block in self.source.blocks(manifest)]
+        except VersionConflict:
+            # compaction has taken one away
+            return None
+        if any(block.forgotten is None or block.hidden.shape != begun.tail.shape for block in blocks):
+            return None
+        pairs = self._pairs(slot, begun)
+        self.lanes.exchange(after, [], pairs)
+        own = msgspec.structs.replace(manifest, version=0)
+        memory = self._memory(own, slot, self.arena.first_rank(), self.source.own_pool.born, begun.tail)
+        with self.lanes.apart(after):
+            for block in blocks:
+                self.arena.publish(memory, block.hidden, block.forgotten)
+            assert memory.tail is not None
+            memory.tail = self.lanes.lend(memory.tail)
+        assert memory.version == manifest.version
+        return Loaded(memory, "cold", sum(target.nbytes for target, _ in pairs))
 
     def _from_store(self, manifest: Manifest, slot: int, after: Mark) -> Loaded:
         config = self.backbone.config

@@ -12,7 +12,7 @@ from app.memory.codec import Block, Pool, decode_block, encode_snapshot
 from app.memory.replay import Gathering, replay
 from app.model.backbone import Backbone
 from app.model.forgetting import MAX_SEED
-from app.store.base import Manifest, Store
+from app.store.base import BlobRef, Manifest, Store
 
 
 def default_seed(tenant: str) -> int:
@@ -58,21 +58,20 @@ class Source:
 
     def pool(self, manifest: Manifest) -> Pool:
         """The whole pool at the manifest's version, read from the store. Runs in any thread."""
-        refs = [block.blob for block in manifest.blocks]
         if manifest.snapshot is None:
-            self.store.expect(manifest.tenant, refs)
-            return replay(self.own_pool, self._blocks(manifest))
+            return replay(self.own_pool, self.blocks(manifest))
         blob = manifest.snapshot.blob
-        # a disk that is asked for one file after another waits for each
-        self.store.expect(manifest.tenant, [*refs, blob])
-        # first, because they say what is left of the snapshot
-        blocks = self._blocks(manifest)
+        # the blocks first, because they say what is left of the snapshot
+        blocks = self.blocks(manifest, blob)
         gathering = Gathering(self.own_pool.hidden.shape, blob.size, blocks)
         with self.store.reader(manifest.tenant, blob) as reader:
             reader.pour(gathering.feed)
         return gathering.pool()
 
-    def _blocks(self, manifest: Manifest) -> list[tuple[int, Block]]:
+    def blocks(self, manifest: Manifest, *then: BlobRef) -> list[tuple[int, Block]]:
+        """(version, block) of each block that the manifest names; ``then`` is read next. Raises as ``Store.read``."""
+        # a disk that is asked for one file after another waits for each
+        self.store.expect(manifest.tenant, [*(block.blob for block in manifest.blocks), *then])
         return [(b.version, decode_block(self.store.read(manifest.tenant, b.blob))) for b in manifest.blocks]
 
     def settled_pool(self, manifest: Manifest) -> tuple[Manifest, Pool]:
