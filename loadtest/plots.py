@@ -200,18 +200,21 @@ def _fairness(result: Result) -> str:
     tenants = len({a.tenant for a in reads})
     if tenants < 2 or not good:
         return ""
-    began, ended = span(result)
-    seconds = ended - began
-    width = max(2.0, seconds / 60, min(4 * tenants * seconds / good, seconds / 3))
+    first = min(a.due for a in reads)
+    seconds = max(a.due for a in reads) - first
+    width = max(min(2.0, seconds / 3), seconds / 60, min(4 * tenants * seconds / good, seconds / 3))
+    if not width:
+        return ""
+    last = math.ceil(seconds / width) - 1
     asked: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     got: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for answer in reads:
-        stretch = int((answer.due - began) / width)
+        stretch = min(int((answer.due - first) / width), last)
         asked[stretch][answer.tenant] += answer.asked
         if answer.good:
             got[stretch][answer.tenant] += answer.tokens
     points = [
-        (min(began + (stretch + 0.5) * width, ended), fairness(asked[stretch], got[stretch]))
+        (first + (stretch + 0.5) * width, fairness(asked[stretch], got[stretch]))
         for stretch in sorted(asked)
         if sum(got[stretch].values())
     ]
