@@ -290,15 +290,27 @@ class TokenLogprob(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Tokens(Message, frozen=True):
-    """New tokens of generation ``id``. ``logprobs`` matches ``tokens`` when they were asked for.
+    """New tokens of generation ``id``, where there is more to say than ``Decoded`` does.
 
-    ``memory_version`` is the version the whole generation reads; it is set on the first message.
+    ``logprobs`` matches ``tokens`` when they were asked for. ``memory_version`` is the version the whole generation
+    reads; it is set on the first message.
     """
 
     id: str
     tokens: list[int]
     logprobs: list[TokenLogprob] | None = None
     memory_version: int | None = None
+
+
+class Decoded(Message, frozen=True):
+    """A step's tokens, the n-th that of generation ``ids[n]``: of those who have had a Tokens and want no logprobs."""
+
+    ids: list[str]
+    tokens: list[int]
+
+    def each(self) -> list[Tokens]:
+        """The same as messages of their own."""
+        return [Tokens(id, [token]) for id, token in zip(self.ids, self.tokens, strict=True)]
 
 
 class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -494,7 +506,9 @@ class Fatal(Message, frozen=True):
     message: str
 
 
-Answer = Ready | Tokens | Finished | UpdateProgress | Updated | Scored | Reply | Failed | Stats | Fatal
+Answer = (
+    Ready | Tokens | Decoded | Finished | UpdateProgress | Updated | Scored | Reply | Failed | Stats | Fatal
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(list[Request])

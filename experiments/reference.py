@@ -34,6 +34,7 @@ from app.errors import ServiceError
 from app.messages import (
     Answer,
     Context,
+    Decoded,
     Failed,
     Finished,
     Generate,
@@ -124,7 +125,8 @@ class Ours:
         while not answers or not isinstance(answers[-1], Finished | Updated | Failed):
             self._drain()
             self.engine.step()
-            answers += self.engine.outbox
+            for answer in self.engine.outbox:
+                answers += answer.each() if isinstance(answer, Decoded) else [answer]
             self.engine.outbox = []
             times += [time.perf_counter() - start] * (len(answers) - len(times))
         if isinstance(answers[-1], Failed):

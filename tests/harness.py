@@ -15,6 +15,7 @@ from app.memory.residency import Residency
 from app.messages import (
     Answer,
     Context,
+    Decoded,
     Failed,
     Finished,
     Generate,
@@ -90,6 +91,7 @@ class Harness:
         limits: Limits | None = None,
         compacted_after: int | None = None,
         capture: Capture | None = None,
+        plans_ahead: bool = False,
     ) -> None:
         self.store: Store = store or MemoryStore()
         self.inline = Inline()
@@ -106,6 +108,7 @@ class Harness:
             max_sequence=256,
             compacted_after=compacted_after or backbone.config.num_blocks,
             capture=capture,
+            plans_ahead=plans_ahead,
         )
         self.answers: list[Answer] = []
         self._ids = itertools.count()
@@ -115,7 +118,8 @@ class Harness:
         self._collect()
 
     def _collect(self) -> None:
-        self.answers += self.engine.outbox
+        for answer in self.engine.outbox:
+            self.answers += answer.each() if isinstance(answer, Decoded) else [answer]
         self.engine.outbox = []
 
     def step(self) -> bool:

@@ -24,6 +24,7 @@ from app.messages import (
     Request,
     Score,
     Scored,
+    TokenLogprob,
     Tokens,
     Update,
     Updated,
@@ -56,7 +57,8 @@ class Stream:
     def __init__(self, client: Client, request: Question, place: Place | None = None) -> None:
         self.request, self._place = request, place
         self._client = client
-        self._parts: deque[Part | ServiceError | ClientGone] = deque()
+        # a number is a token of which there is no more to say
+        self._parts: deque[Part | int | ServiceError | ClientGone] = deque()
         self._some = asyncio.Event()
         self._final = False
         # of a stream whose reader may be slow: the answers kept for him (None: any number)
@@ -76,14 +78,13 @@ class Stream:
         part = self._parts.popleft()
         if isinstance(part, Exception):
             raise part
-        if isinstance(part, Tokens):
-            more: list[Tokens] = []
-            while self._parts and isinstance(following := self._parts[0], Tokens):
-                more.append(following)
-                self._parts.popleft()
-            if more:
-                return _together([part, *more])
-        return part
+        if not isinstance(part, int | Tokens):
+            return part
+        more: list[int | Tokens] = [part]
+        while self._parts and isinstance(following := self._parts[0], int | Tokens):
+            more.append(following)
+            self._parts.popleft()
+        return _together(self.request.id, more)
 
     @property
     def ended(self) -> bool:
@@ -110,6 +111,14 @@ class Stream:
             part = ClientTooSlow("the stream was not read as fast as it was made")
         self._final = not isinstance(part, Tokens | UpdateProgress)
         self._add(part)
+
+    def put_token(self, token: int) -> None:
+        """As ``put`` with a Tokens of this one."""
+        if not self.answered.is_set() or (self.backlog is not None and len(self._parts) >= self.backlog):
+            self.put(Tokens(self.request.id, [token]))
+        elif not self._final:
+            self._parts.append(token)
+            self._some.set()
 
     def _add(self, part: Part | ServiceError | ClientGone) -> None:
         self._parts.append(part)
@@ -150,11 +159,18 @@ class Stream:
             self.cancel()
 
 
-def _together(parts: list[Tokens]) -> Tokens:
+def _together(id: str, parts: list[int | Tokens]) -> Tokens:
+    """Logprobs come with all tokens of a generation or with none, the version with its first."""
     first = parts[0]
-    return Tokens(
-        first.id,
-        [token for part in parts for token in part.tokens],
-        None if first.logprobs is None else [item for part in parts for item in part.logprobs or []],
-        first.memory_version,
-    )
+    if isinstance(first, Tokens) and len(parts) == 1:
+        return first
+    tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    for part in parts:
+        if isinstance(part, int):
+            tokens.append(part)
+        else:
+            tokens += part.tokens
+            logprobs += part.logprobs or []
+    version = first.memory_version if isinstance(first, Tokens) else None
+    return Tokens(id, tokens, logprobs or None, version)

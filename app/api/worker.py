@@ -21,6 +21,7 @@ from app.api.tokens import Tokenizer
 from app.errors import ServiceError, WorkerUnavailable, from_code
 from app.messages import (
     Answer,
+    Decoded,
     Drain,
     Failed,
     Fatal,
@@ -262,6 +263,10 @@ class WorkerClient:
                 self._loading = asyncio.get_running_loop().create_task(self._load(answer.model))
             elif isinstance(answer, Fatal):
                 self.fatal = answer.message
+            elif isinstance(answer, Decoded):
+                for id, token in zip(answer.ids, answer.tokens, strict=True):
+                    if going := self._open.get(id):
+                        going.put_token(token)
             elif stream := self._open.get(answer.id):
                 if isinstance(answer, Failed):
                     error = from_code(
@@ -274,6 +279,9 @@ class WorkerClient:
                     stream.put(answer)
 
     def _answered(self, answer: Answer) -> bool:
+        if isinstance(answer, Decoded):
+            # the worker puts first tokens before it, and an end may stand behind it
+            return False
         stream = None if isinstance(answer, Stats | Ready | Fatal) else self._open.get(answer.id)
         return stream is None or stream.answered.is_set()
 

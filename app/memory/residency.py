@@ -44,7 +44,7 @@ class Erasure:
 class Residency(Source):
     """Loads, evicts and looks up tenants' memories.
 
-    ``waiting`` tells whether a tenant has requests that wait; ``settled`` is told of one whose claim or load has ended,
+    ``waiting`` tells whether a tenant has requests that wait; ``settled`` of one whose claim, load or copy has ended,
     for whom nobody may be waiting any more; ``brought`` of a tenant whose memory was brought, and the bytes that moved
     for it; ``sent`` counts what went to background threads.
     """
@@ -220,6 +220,7 @@ class Residency(Source):
             self.arena.settle_hot(memory, view, hot)
             if error is not None:
                 self.failures[memory.tenant] = error
+            self.settled(memory.tenant)
 
         self.sent += 1
         self._submit(work, done)

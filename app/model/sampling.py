@@ -7,7 +7,7 @@ in the batch: each row brings its own uniform number and the token is read off t
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,13 +41,16 @@ class Sampler:
         return self._random.random()
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A chosen token; its natural-log probability and the likeliest (id, logprob), if they were asked for."""
+Likelihood = tuple[float, list[tuple[int, float]]]
+"""A chosen token's natural-log probability, and the likeliest tokens (id, logprob), best first."""
 
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+
+@dataclass(frozen=True)
+class Chosen:
+    """A step's ``tokens``, one a row, and the likelihoods of those rows that asked for them."""
+
+    tokens: list[int]
+    likelihoods: dict[int, Likelihood] = field(default_factory=dict)
 
 
 def penalise(logits: Tensor, samplers: list[Sampler]) -> Tensor:
@@ -86,40 +89,40 @@ def filtered_distribution(logits: Tensor, samplers: list[Sampler]) -> tuple[Tens
     return ordered.masked_fill(drop, 0.0), ids
 
 
-def choose(logits: Tensor, samplers: list[Sampler]) -> list[Choice]:
+def choose(logits: Tensor, samplers: list[Sampler]) -> Chosen:
     """One token a row of ``logits`` [rows, vocab]. Logprobs are of the model's own distribution."""
     if all(s.plain for s in samplers):
-        return [Choice(token) for token in logits.argmax(dim=-1).tolist()]
+        return Chosen(logits.argmax(dim=-1).tolist())
     raw = logits.float()
     adjusted = penalise(raw, samplers)
     tokens = adjusted.argmax(dim=-1)
     sampled = [i for i, s in enumerate(samplers) if s.temperature > 0]
     if sampled:
-        chosen = [samplers[i] for i in sampled]
-        probabilities, ids = filtered_distribution(adjusted[sampled], chosen)
+        those = [samplers[i] for i in sampled]
+        probabilities, ids = filtered_distribution(adjusted[sampled], those)
         cumulative = probabilities.double().cumsum(dim=-1)
-        uniform = torch.tensor([s.uniform() for s in chosen], dtype=torch.float64, device=logits.device)
+        uniform = torch.tensor([s.uniform() for s in those], dtype=torch.float64, device=logits.device)
         threshold = uniform[:, None] * cumulative[:, -1:]
         place = torch.searchsorted(cumulative, threshold, right=True)
         last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
         tokens[sampled] = ids.gather(1, torch.minimum(place, last))[:, 0]
-    for row, token in enumerate(tokens.tolist()):
-        seen = samplers[row].seen
-        if seen is not None:
-            seen[token] = True
-    return _with_logprobs(raw, tokens, samplers)
+    chosen: list[int] = tokens.tolist()
+    for sampler, token in zip(samplers, chosen, strict=True):
+        if sampler.seen is not None:
+            sampler.seen[token] = True
+    return Chosen(chosen, _likelihoods(raw, chosen, samplers))
 
 
-def _with_logprobs(raw: Tensor, tokens: Tensor, samplers: list[Sampler]) -> list[Choice]:
-    choices = [Choice(token) for token in tokens.tolist()]
+def _likelihoods(raw: Tensor, tokens: list[int], samplers: list[Sampler]) -> dict[int, Likelihood]:
     wanted = [i for i, s in enumerate(samplers) if s.logprobs is not None]
     if not wanted:
-        return choices
+        return {}
     logprobs = raw[wanted].log_softmax(dim=-1)
     most = max(samplers[i].logprobs or 0 for i in wanted)
     values, ids = logprobs.topk(most, dim=-1)
+    found: dict[int, Likelihood] = {}
     for row, index in enumerate(wanted):
-        token, count = choices[index].token, samplers[index].logprobs or 0
-        top = tuple(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
-        choices[index] = Choice(token, logprobs[row, token].item(), top)
-    return choices
+        count = samplers[index].logprobs or 0
+        top = list(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
+        found[index] = logprobs[row, tokens[index]].item(), top
+    return found

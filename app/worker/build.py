@@ -116,6 +116,8 @@ def build(
         max_sequence=settings.max_sequence,
         compacted_after=compaction_interval(config.num_blocks),
         capture=cuda_capture() if captures else None,
+        # a CPU that runs the step is the one that would plan
+        plans_ahead=device.type != "cpu",
     )
     info = ModelInfo(
         name=settings.model if settings.model == "pocket" else Path(settings.model).name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 
 from app import logs
@@ -40,18 +41,16 @@ from app.messages import (
     UpdateProgress,
 )
 from app.model.backbone import Backbone
-from app.model.sampling import choose
 from app.store.base import BlockRecord, Store
 from app.worker.graphs import Capture
 from app.worker.jobs import Job, Kind, Phase, Plan
 from app.worker.memories import Memories, MemoryRequest
 from app.worker.numbers import Numbers
-from app.worker.pace import Spent
 from app.worker.reads import Reads
-from app.worker.rebuilds import RebuildRun
 from app.worker.rows import Rows
-from app.worker.runner import ReadChunk, Runner, UpdateChunk
+from app.worker.runner import Runner
 from app.worker.scheduler import Limits, Scheduler
+from app.worker.steps import Issued, Run, Steps
 from app.worker.tenants import Tenants
 from app.worker.transfers import TransferRequest, Transfers
 from app.worker.updates import UpdateRun, Updates, digest
@@ -62,7 +61,10 @@ def _by(name: str, numbers: dict[str, int]) -> dict[str, float]:
 
 
 class Engine:
-    """One device's requests. Call ``handle`` for each message and ``step`` until it returns False."""
+    """One device's requests. Call ``handle`` for each message and ``step`` until it returns False.
+
+    ``plans_ahead``: the device works by itself, and the next step is planned meanwhile.
+    """
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class Engine:
         max_sequence: int,
         compacted_after: int,
         capture: Capture | None = None,
+        plans_ahead: bool = False,
     ) -> None:
         self.backbone, self.arena, self.residency, self.store = backbone, arena, residency, store
         self.max_sequence = max_sequence
@@ -84,10 +87,14 @@ class Engine:
         self._submit = submit
         self._rows = Rows(limits.cache_rows + 1)
         self.scheduler = Scheduler(limits)
-        residency.waiting, residency.settled = self.scheduler.waiting, self._release
+        residency.waiting, residency.settled = self.scheduler.waiting, self._settled
         pool_bytes = Arena.bytes_per_pool(backbone)
         residency.brought = lambda tenant, moved: self.scheduler.brought(tenant, moved / pool_bytes)
         self.runner = Runner(backbone, arena, limits.cache_rows + 1, limits.max_running, capture)
+        self._plans_ahead = plans_ahead
+        self._ahead: Plan | None = None
+        # whether anything has come since that plan was made that it knows nothing of
+        self._news = False
         self.numbers = Numbers()
         self.reads = Reads(
             backbone,
@@ -108,6 +115,9 @@ class Engine:
             finished=self._update_finished,
             failed=self._update_failed,
             compacted_after=compacted_after,
+        )
+        self.steps = Steps(
+            self.runner, self.reads, self.numbers, run_of=self._run_of, computed=self._computed
         )
         self.tenants = Tenants(self, residency, store)
         self.memories = Memories(self, residency, store)
@@ -131,6 +141,7 @@ class Engine:
                 self._background[name] -= 1
                 if not self._background[name]:
                     del self._background[name]
+            self._news = True
             done(result, error)
             for name in held:
                 self._release(name)
@@ -140,7 +151,14 @@ class Engine:
     def finish(self, job: Job) -> None:
         """Takes a job out that has ended, however it did."""
         self.scheduler.finish(job)
+        # whoever waits may have its place
+        self._news = self._news or self.scheduler.any_waiting
         self._release(job.tenant)
+
+    def _settled(self, tenant: str) -> None:
+        """A memory has been brought, or could not be."""
+        self._news = True
+        self._release(tenant)
 
     def _release(self, tenant: str) -> None:
         """With its last request gone, another server on the same store may have the tenant."""
@@ -176,6 +194,7 @@ class Engine:
         elif isinstance(message, Drain):
             self.draining = True
         else:
+            self._news = True
             with logs.about(message.id):
                 self._take(message)
 
@@ -304,26 +323,55 @@ class Engine:
     # ------------------------------------------------------------ one step
 
     def step(self) -> bool:
-        """Plans and runs one step. False if nothing can move before something comes from outside."""
+        """Runs one step. False if nothing can move before something comes from outside."""
         self.updates.publish()
         self.tenants.step()
         self._fail_unloadable()
+        sent = self.residency.sent
+        plan = self._foreseen() or self._plan()
+        if not plan.idle:
+            issued = self.steps.issue(plan)
+            if self._plans_ahead:
+                self._plan_ahead(issued)
+            spent = self.steps.settle(issued)
+            spent = replace(spent, beside=self.updates.take_seconds())
+            self.scheduler.pace.spent(spent, reading=issued.reading)
+        # what has just started, an update's first context above all, has its tokens in the next plan; and what
+        # waited for another's slot may go on beside its loading
+        return bool(plan.start) or not plan.idle or self.residency.sent > sent
+
+    def _plan(self) -> Plan:
         plan = self.scheduler.plan(time.monotonic(), self.residency)
         for job in plan.expired:
             self.reads.release(job.id)
             self.fail(job.id, DeadlineExceeded("the request's deadline has passed"))
+        self._open(plan)
+        return plan
+
+    def _plan_ahead(self, issued: Issued) -> None:
+        """Plans the next step while the device is at this one, whose sequences are taken to go on."""
+        self.scheduler.pace.begun(updates=bool(issued.updates) and issued.reading)
+        self._news = False
+        self._ahead = self.scheduler.propose(time.monotonic(), self.residency)
+        self._open(self._ahead)
+
+    def _foreseen(self) -> Plan | None:
+        """The plan that was made ahead, without those who have ended since. None if anything else has come between: it
+        is made anew, and nobody waits a step longer for it."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or self._news or self.scheduler.due(time.monotonic()):
+            return None
+        plan = self.scheduler.begin(ahead)
+        return None if plan.idle else plan
+
+    def _open(self, plan: Plan) -> None:
+        """Begins what the plan starts, and has the memories brought that it wants."""
         now = time.monotonic()
         # those that start pin their memories first, before others' loading looks for one to evict
         for job in plan.start:
             with logs.about(job.id):
                 self._start(job, now)
-        sent = self.residency.sent
         self._bring(plan.wanted, now)
-        if not plan.idle:
-            self._run(plan)
-        # what has just started, an update's first context above all, has its tokens in the next plan; and what
-        # waited for another's slot may go on beside its loading
-        return bool(plan.start) or not plan.idle or self.residency.sent > sent
 
     def _fail_unloadable(self) -> None:
         while self.residency.failures:
@@ -353,51 +401,19 @@ class Engine:
         self._runs[job.id] = run
         self.updates.begin(run)
 
-    def _run(self, plan: Plan) -> None:
-        decode = [self.reads.sequence(job.id) for job in plan.decode]
-        reads, updates = [], []
-        runs: list[UpdateRun | RebuildRun] = []
-        for chunk in plan.chunks:
-            if chunk.job.reads:
-                reads.append(ReadChunk(self.reads.sequence(chunk.job.id), chunk.start, chunk.count))
-                self.numbers.count("prompt_tokens_total", chunk.count)
-            else:
-                run = self._runs.get(chunk.job.id) or self.memories.rebuilds.run(chunk.job.id)
-                assert run.current is not None
-                tokens = run.context.tokens[chunk.start : chunk.start + chunk.count]
-                updates.append(UpdateChunk(run.current, chunk.start, tokens))
-                runs.append(run)
-                self.numbers.count("update_tokens_total", chunk.count)
-        began = time.monotonic()
-        sequences, logits = self.runner.step(decode, reads, updates)
-        self.numbers.count("steps_total")
-        if sequences:
-            samplers = [s.sampler for s in sequences if s.sampler is not None]
-            for sequence, choice in zip(sequences, choose(logits, samplers), strict=True):
-                self.reads.accept(sequence, choice)
-        for read_chunk in reads:
-            if read_chunk.sequence.scored:
-                self.reads.advance_score(read_chunk.sequence)
-        for run in runs:
-            if run.current is None or not run.current.finished:
-                continue
-            with logs.about(run.job.id):
-                if isinstance(run, UpdateRun):
-                    self.updates.computed(run)
-                else:
-                    self.memories.rebuilds.computed(run)
-        spent = Spent(
-            len(decode),
-            prompts=sum(chunk.count for chunk in reads),
-            updates=sum(len(chunk.tokens) for chunk in updates),
-            seconds=time.monotonic() - began,
-            beside=self.updates.take_seconds(),
-        )
-        self.scheduler.pace.spent(spent, reading=bool(decode or reads))
+    def _run_of(self, job: Job) -> Run:
+        return self._runs.get(job.id) or self.memories.rebuilds.run(job.id)
+
+    def _computed(self, run: Run) -> None:
+        if isinstance(run, UpdateRun):
+            self.updates.computed(run)
+        else:
+            self.memories.rebuilds.computed(run)
 
     # ------------------------------------------------------------ updates
 
     def _update_progress(self, run: UpdateRun) -> None:
+        self._news = True
         self.numbers.count("update_blocks_total")
         self.numbers.count("forgotten_tokens_total", self.backbone.config.num_tokens)
         self.emit(UpdateProgress(run.job.id, run.index, len(run.contexts), run.memory.version))

@@ -61,6 +61,13 @@ class Job:
     def remaining(self) -> int:
         return self.length - self.done
 
+    @property
+    def decodes(self) -> bool:
+        """Whether its next step takes one token: its prompt has been read, or the step that does so has begun."""
+        if self.phase is Phase.PREFILL:
+            return self.kind is Kind.GENERATE and not self.remaining
+        return self.phase is Phase.DECODE
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -73,15 +80,16 @@ class Chunk:
 
 @dataclass
 class Plan:
-    """One step. ``start``: jobs that leave the queue now (their chunks are in it already); ``wanted``:
+    """One step. ``start``: jobs that leave the queue now (their chunks are in it already); ``rest``: those that
 
-    tenants whose memory must be brought, most urgent first, True if it is to be read; ``expired``: jobs
-    whose deadline has passed.
+    have no part in it for the sake of another's first token; ``wanted``: tenants whose memory must be brought, most
+    urgent first, True if it is to be read; ``expired``: jobs whose deadline has passed.
     """
 
     start: list[Job] = field(default_factory=list)
     decode: list[Job] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    rest: list[Job] = field(default_factory=list)
     wanted: list[tuple[str, bool]] = field(default_factory=list)
     expired: list[Job] = field(default_factory=list)
 

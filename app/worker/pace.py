@@ -41,12 +41,18 @@ class Pace:
         self._owed = 0.0
         # measured: seconds of a row of decode, and of a token of an update's context
         self._row = self._token = 0.0
+        # whether a step with contexts has begun of which it is not known what it took
+        self._unknown = False
+
+    def begun(self, *, updates: bool) -> None:
+        """A step begins, and the next is planned before this is ``spent``: behind ``updates`` come none."""
+        self._unknown = updates
 
     def room(self, rows: int) -> int:
         """Tokens of contexts in a step of ``rows`` that decode: what makes it twice as long, or the least; or none."""
         if self._share >= 1:
             return 2**31
-        if self._owed > 0:
+        if self._owed > 0 or self._unknown:
             return 0
         return max(_LEAST, int(rows * self._row / self._token)) if self._token else _LEAST
 
@@ -56,7 +62,7 @@ class Pace:
 
     def spent(self, step: Spent, *, reading: bool) -> None:
         """``reading``: whether anybody waits for the next token of a generation or of a score."""
-        own = step.beside
+        own, self._unknown = step.beside, False
         if step.updates:
             # a prompt's token costs about as much as a context's
             share = step.updates / (step.updates + step.prompts)
@@ -69,7 +75,10 @@ class Pace:
             self._owed = 0.0
             return
         others = step.seconds + step.beside - own
-        self._owed = min(max(0.0, self._owed + own * (1 / self._share - 1) - others), _MOST_OWED)
+        before = self._owed
+        # what the last step paid too much is kept for the next context; where nothing is owed nothing is saved up
+        least = -_MOST_OWED if before > 0 else before
+        self._owed = min(max(least, before + own * (1 / self._share - 1) - others), _MOST_OWED)
 
 
 def _blend(old: float, new: float) -> float:

@@ -11,6 +11,7 @@ import torch
 from app.memory.arena import Arena, Memory
 from app.messages import (
     Answer,
+    Decoded,
     Finished,
     Generate,
     Sampling,
@@ -21,7 +22,7 @@ from app.messages import (
     Tokens,
 )
 from app.model.backbone import Backbone
-from app.model.sampling import Choice, Sampler
+from app.model.sampling import Chosen, Likelihood, Sampler
 from app.worker.jobs import Job, Phase
 from app.worker.numbers import Numbers
 from app.worker.rows import Rows
@@ -109,26 +110,43 @@ class Reads:
 
     # ------------------------------------------------------------ going on
 
-    def accept(self, sequence: Sequence, choice: Choice) -> None:
-        """The next token of a generation: sent on, or the end of it."""
-        read = self._reads[sequence.id]
-        if read.job.phase is Phase.PREFILL:
-            read.job.phase = Phase.DECODE
-            read.first_token = time.monotonic()
-            self._numbers.observe("request_prefill_time_seconds", read.first_token - read.started)
-        if choice.token in sequence.stop_tokens:
-            self._end(read, "stop", stop_token=choice.token)
-            return
-        sequence.tokens.append(choice.token)
-        self._numbers.count("generation_tokens_total")
-        logprobs = None
-        if choice.logprob is not None:
-            logprobs = [TokenLogprob(choice.logprob, list(choice.top))]
+    def accept(self, sequences: list[Sequence], chosen: Chosen) -> None:
+        """The next token of each generation: sent on, or the end of it."""
+        ids: list[str] = []
+        tokens: list[int] = []
+        stopped: list[tuple[Read, int]] = []
+        full: list[Read] = []
+        for row, (sequence, token) in enumerate(zip(sequences, chosen.tokens, strict=True)):
+            read = self._reads[sequence.id]
+            if read.job.phase is Phase.PREFILL:
+                read.job.phase = Phase.DECODE
+                read.first_token = time.monotonic()
+                self._numbers.observe("request_prefill_time_seconds", read.first_token - read.started)
+            if token in sequence.stop_tokens:
+                stopped.append((read, token))
+                continue
+            sequence.tokens.append(token)
+            if read.told_version and row not in chosen.likelihoods:
+                ids.append(sequence.id)
+                tokens.append(token)
+            else:
+                self._tell(read, sequence, token, chosen.likelihoods.get(row))
+            if sequence.produced == sequence.max_tokens:
+                full.append(read)
+        self._numbers.count("generation_tokens_total", len(sequences) - len(stopped))
+        if ids:
+            self._emit(Decoded(ids, tokens))
+        for read in full:
+            self._end(read, "length")
+        for read, token in stopped:
+            self._end(read, "stop", stop_token=token)
+
+    def _tell(self, read: Read, sequence: Sequence, token: int, likelihood: Likelihood | None) -> None:
+        """A token in a message of its own, since there is more to say than the token."""
         version = None if read.told_version else sequence.view.version
         read.told_version = True
-        self._emit(Tokens(sequence.id, [choice.token], logprobs, version))
-        if sequence.produced == sequence.max_tokens:
-            self._end(read, "length")
+        logprobs = None if likelihood is None else [TokenLogprob(*likelihood)]
+        self._emit(Tokens(sequence.id, [token], logprobs, version))
 
     def advance_score(self, sequence: Sequence) -> None:
         """Answers a score all of whose tokens have been read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,18 @@ class UpdateChunk:
     tokens: list[int]
 
 
+class Stepped(NamedTuple):
+    """What a step leaves, on the device: the sequences that have ``logits`` [sequences, vocab], as ordered, and those
+
+    whose tokens are ``scored``, with these tokens and their rows of ``scores`` one behind the other.
+    """
+
+    sequences: list[Sequence]
+    logits: Tensor
+    scored: list[tuple[Sequence, Tensor]]
+    scores: Tensor
+
+
 class Runner:
     """Owns the context cache. Each call of ``step`` is one forward pass.
 
@@ -54,13 +67,8 @@ class Runner:
         if capture is not None:
             self._graphs = DecodeGraphs(backbone, arena.pools, self.cache, cache_rows, max_running, capture)
 
-    def step(
-        self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]
-    ) -> tuple[list[Sequence], Tensor]:
-        """Runs one step. Returns the sequences that have logits, with them: [sequences, vocab], as ordered.
-
-        Scored tokens' log-probabilities are noted on their sequences. Updates advance in place.
-        """
+    def step(self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]) -> Stepped:
+        """Issues one step to the device: on a GPU nothing here waits for it. Updates advance in place."""
         # neighbours in the arena become neighbours in the batch
         decode = sorted(decode, key=lambda s: (s.view.hot is None, s.view.hot or 0))
         for sequence in [*decode, *(c.sequence for c in reads)]:
@@ -69,15 +77,14 @@ class Runner:
         if decode and not reads and not updates and self._graphs is not None:
             logits = self._replayed(decode, self._graphs)
             if logits is not None:
-                return decode, logits
+                return Stepped(decode, logits, [], logits[:0])
         batch, wanted, scored = self._batch(decode, reads, updates)
         logits = self.backbone.forward(batch, self.arena.pools, self.cache)
         for sequence in decode:
             sequence.computed += 1
         for chunk in reads:
             chunk.sequence.computed += chunk.count
-        self._note_scores(logits[len(wanted) :], scored)
-        return wanted, logits[: len(wanted)]
+        return Stepped(wanted, logits[: len(wanted)], scored, logits[len(wanted) :])
 
     def _replayed(self, decode: list[Sequence], graphs: DecodeGraphs) -> Tensor | None:
         logits = graphs.step(
@@ -90,14 +97,6 @@ class Runner:
             for sequence in decode:
                 sequence.computed += 1
         return logits
-
-    def _note_scores(self, logits: Tensor, scored: list[tuple[Sequence, Tensor]]) -> None:
-        start = 0
-        for sequence, targets in scored:
-            rows = logits[start : start + len(targets)].float().log_softmax(dim=-1)
-            start += len(targets)
-            sequence.logprobs += rows.gather(1, targets.to(rows.device)[:, None])[:, 0].tolist()
-            sequence.greedy += rows.argmax(dim=-1).tolist()
 
     def _batch(
         self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]

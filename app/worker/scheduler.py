@@ -84,6 +84,7 @@ class Scheduler:
         self._waiting = 0
         self._waiting_tokens = 0
         self._steps = 0
+        self._rested: list[Job] = []
         self._company = float("-inf")
 
     # ------------------------------------------------------------ coming and going
@@ -151,6 +152,10 @@ class Scheduler:
         return tenant in self._queues
 
     @property
+    def any_waiting(self) -> bool:
+        return self._waiting > 0
+
+    @property
     def empty(self) -> bool:
         return not self._jobs
 
@@ -174,28 +179,34 @@ class Scheduler:
     # ------------------------------------------------------------ the plan
 
     def plan(self, now: float, memories: Memories) -> Plan:
-        """The next step. Jobs in ``plan.start`` have been moved to running; the caller carries it out."""
-        plan = Plan(expired=list(self._expired(now)))
+        """The next step, begun. Jobs in ``plan.start`` have been moved to running; the caller carries it out."""
+        expired = list(self._expired(now))
+        plan = self.begin(self.propose(now, memories))
+        plan.expired = expired
+        return plan
+
+    def propose(self, now: float, memories: Memories) -> Plan:
+        """The step after those that have begun, as things are: may be asked for while one of them still runs.
+
+        What it starts is started; of the rest nothing counts until it begins.
+        """
+        plan = Plan()
         self._admit(plan, memories)
         budget = self.limits.step_tokens
         prefill: list[Job] = []
         crowding, turn = self._crowding(), self._turn(now)
-        self._steps += 1
         for tenant, jobs in self._running.items():
             decode: list[Job] = []
             for job in jobs.values():
                 if job.phase is Phase.HELD:
                     continue
-                job.rested = tenant in crowding and job.reads and not job.rested
-                if job.rested:
+                if tenant in crowding and job.reads and not job.rested:
+                    plan.rest.append(job)
                     continue
-                (decode if job.phase is Phase.DECODE else prefill).append(job)
+                (decode if job.decodes else prefill).append(job)
             if len(decode) > turn:
                 decode = sorted(decode, key=lambda job: job.decoded)[:turn]
-            for job in decode:
-                job.decoded = self._steps
             plan.decode += decode
-            self._counters.charge(tenant, len(decode) * self.prices.output)
         budget -= len(plan.decode)
         prefill.sort(key=lambda job: (self._counters[job.tenant], job.arrival))
         reading = bool(plan.decode) or any(job.reads for job in prefill)
@@ -216,13 +227,35 @@ class Scheduler:
             if count <= 0 or (whole and count < job.remaining):
                 continue
             plan.chunks.append(Chunk(job, job.done, count))
-            job.done += count
             budget -= count
             if not job.reads:
                 contexts, first = max(0, contexts - count), False
-            price = self.prices.prompt if job.reads else self.prices.update
-            self._counters.charge(job.tenant, count * price)
         return plan
+
+    def begin(self, plan: Plan) -> Plan:
+        """A proposed step begins, without those who have ended meanwhile: the others are charged for it."""
+        plan.decode = [job for job in plan.decode if job.id in self._jobs]
+        plan.chunks = [chunk for chunk in plan.chunks if chunk.job.id in self._jobs]
+        for job in self._rested:
+            job.rested = False
+        self._rested = plan.rest
+        for job in plan.rest:
+            job.rested = True
+        self._steps += 1
+        for job in plan.decode:
+            job.decoded = self._steps
+            self._counters.charge(job.tenant, self.prices.output)
+        for chunk in plan.chunks:
+            job = chunk.job
+            job.done += chunk.count
+            self._counters.charge(
+                job.tenant, chunk.count * (self.prices.prompt if job.reads else self.prices.update)
+            )
+        return plan
+
+    def due(self, now: float) -> bool:
+        """Whether a deadline has passed."""
+        return bool(self._deadlines) and self._deadlines[0][0] <= now
 
     @property
     def _share(self) -> int:
@@ -240,7 +273,7 @@ class Scheduler:
         a first token. Nobody rests twice in a row."""
         share = self._share
         first = any(
-            job.phase is Phase.PREFILL and job.reads
+            job.phase is Phase.PREFILL and job.reads and job.remaining
             for jobs in self._running.values()
             if len(jobs) <= share
             for job in jobs.values()

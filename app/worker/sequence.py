@@ -40,9 +40,11 @@ class Sequence:
     def produced(self) -> int:
         return len(self.tokens) - self.prompt
 
-    def visible(self, computed: int) -> Tensor:
-        """Cache rows of bos and the first ``computed`` tokens."""
-        return self.table[: self.bos + computed]
+    def score(self, targets: Tensor, rows: Tensor) -> None:
+        """Notes the log-probabilities of ``targets`` [T] by their logits ``rows`` [T, vocab]. Waits for the device."""
+        rows = rows.float().log_softmax(dim=-1)
+        self.logprobs += rows.gather(1, targets.to(rows.device)[:, None])[:, 0].tolist()
+        self.greedy += rows.argmax(dim=-1).tolist()
 
 
 def begin(

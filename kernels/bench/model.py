@@ -138,7 +138,7 @@ class Bench:
         def step() -> None:
             for sequence in sequences:
                 sequence.computed = _CONTEXT
-            _, logits = self.runner.step(sequences, [], [])
+            logits = self.runner.step(sequences, [], []).logits
             logits.argmax(dim=-1).tolist()
 
         return step
@@ -148,7 +148,7 @@ class Bench:
 
         def step() -> None:
             sequence = self.sequence(self.memories[0], _PROMPT)
-            _, logits = self.runner.step([], [ReadChunk(sequence, 0, _PROMPT)], [])
+            logits = self.runner.step([], [ReadChunk(sequence, 0, _PROMPT)], []).logits
             logits.argmax(dim=-1).tolist()
             self.end(sequence)
 

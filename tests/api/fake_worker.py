@@ -129,6 +129,9 @@ class FakeWorker:
             return [m.Tokens(request.id, tokens[:1], logprobs and logprobs[:1], version)]
         answers: list[m.Answer] = []
         for place, token in enumerate(tokens):
+            if place and logprobs is None:
+                answers.append(m.Decoded([request.id, "somebody else's"], [token, token + 1]))
+                continue
             answers.append(
                 m.Tokens(request.id, [token], logprobs and [logprobs[place]], version if place == 0 else None)
             )

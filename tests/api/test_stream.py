@@ -12,8 +12,8 @@ from app.api.metrics import Metrics
 from app.api.schemas import GenerateBody
 from app.api.stream import Stream
 from app.api.worker import WorkerClient
-from app.errors import ServiceError, StoreFailed
-from app.messages import Answer, Finished, Generate, Sampling, Timings, TokenLogprob, Tokens
+from app.errors import ClientTooSlow, ServiceError, StoreFailed
+from app.messages import Answer, Decoded, Finished, Generate, Sampling, Timings, TokenLogprob, Tokens
 from tests.api.test_admission import IDS, bounded, check_refused, ended, hold
 
 pytestmark = pytest.mark.anyio
@@ -102,6 +102,21 @@ async def test_first_answers_are_handed_on_before_the_next_ones_of_others() -> N
     assert order == ["new", "a", "b"]
     client.received([finished("b")], 0.0)
     await asyncio.gather(*readers)
+
+
+async def test_tokens_of_a_step_reach_their_generations() -> None:
+    client = WorkerClient()
+    one, other = opened(client, "a"), opened(client, "b")
+    client.received([Tokens("a", [1], None, 7), Decoded(["a", "gone", "b"], [2, 9, 3])], 0.0)
+    client.received([Decoded(["b", "a"], [5, 4]), finished("a")], 0.0)
+    assert await one.next() == Tokens("a", [1, 2, 4], None, 7)
+    assert await one.next() == finished("a")
+    assert await other.next() == Tokens("b", [3, 5])
+    other.backlog = 1
+    client.received([Decoded(["b"], [6]), Decoded(["b"], [7])], 0.0)
+    assert await other.next() == Tokens("b", [6])
+    with pytest.raises(ClientTooSlow):
+        await other.next()
 
 
 async def test_who_has_no_place_left_is_refused_before_his_request_is_looked_at(model_dir: Path) -> None:

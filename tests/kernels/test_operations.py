@@ -134,10 +134,10 @@ def test_nan_in_one_tenants_pool_changes_nobody_elses_logits_by_a_bit() -> None:
         step = each.engine.runner.step
 
         def watched(*arguments: Any) -> Any:
-            sequences, logits = step(*arguments)
-            for sequence, row in zip(sequences, logits, strict=True):
+            stepped = step(*arguments)
+            for sequence, row in zip(stepped.sequences, stepped.logits, strict=True):
                 seen[sequence.memory.tenant].append(row.clone())
-            return sequences, logits
+            return stepped
 
         each.engine.runner.step = watched  # type: ignore[method-assign]
         each.generate("ada", [1], 1)

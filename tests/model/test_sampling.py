@@ -19,7 +19,7 @@ def support(**parameters: float) -> list[int]:
 
 
 def test_greedy_takes_the_likeliest() -> None:
-    assert [c.token for c in choose(LOGITS.repeat(3, 1), [Sampler()] * 3)] == [0, 0, 0]
+    assert choose(LOGITS.repeat(3, 1), [Sampler()] * 3).tokens == [0, 0, 0]
 
 
 def test_filters_keep_what_they_should() -> None:
@@ -34,7 +34,7 @@ def test_filters_keep_what_they_should() -> None:
 
 def test_a_draw_follows_the_distribution() -> None:
     samplers = [Sampler(temperature=0.7, seed=seed) for seed in range(4000)]
-    drawn = torch.tensor([c.token for c in choose(LOGITS.repeat(4000, 1), samplers)])
+    drawn = torch.tensor(choose(LOGITS.repeat(4000, 1), samplers).tokens)
     expected = (LOGITS / 0.7).softmax(-1)[0]
     for token in range(6):
         p = expected[token].item()
@@ -47,41 +47,43 @@ def test_a_seed_repeats_and_neighbours_do_not_matter() -> None:
     def sampler(seed: int | None = 3) -> Sampler:
         return Sampler(temperature=1.3, top_p=0.9, seed=seed)
 
-    alone = [choose(logits[2:3], [s])[0].token for s in [sampler()] for _ in range(1)]
+    alone = [choose(logits[2:3], [s]).tokens[0] for s in [sampler()] for _ in range(1)]
     neighbours = [sampler(8), Sampler(), sampler(), Sampler(repetition_penalty=1.2), sampler(None)]
-    assert choose(logits, neighbours)[2].token == alone[0]
+    assert choose(logits, neighbours).tokens[2] == alone[0]
     one, two = sampler(), sampler()
-    assert [choose(logits[2:3], [one])[0].token for _ in range(20)] == [
-        choose(logits[2:3], [two])[0].token for _ in range(20)
+    assert [choose(logits[2:3], [one]).tokens[0] for _ in range(20)] == [
+        choose(logits[2:3], [two]).tokens[0] for _ in range(20)
     ]
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
     logits = torch.tensor([[2.0, 1.9, -1.0, -1.1]])
     seen = torch.tensor([True, False, True, False])
-    assert choose(logits, [Sampler(repetition_penalty=1.5, seen=seen.clone())])[0].token == 1
+    assert choose(logits, [Sampler(repetition_penalty=1.5, seen=seen.clone())]).tokens[0] == 1
     only = torch.tensor([[-1.0, -1.1]])
-    assert choose(only, [Sampler(repetition_penalty=1.5, seen=torch.tensor([True, False]))])[0].token == 1
+    assert choose(only, [Sampler(repetition_penalty=1.5, seen=torch.tensor([True, False]))]).tokens[0] == 1
 
 
 def test_the_penalty_learns_of_the_tokens_it_chose() -> None:
     sampler = Sampler(repetition_penalty=5.0, seen=torch.zeros(3, dtype=torch.bool))
     logits = torch.tensor([[3.0, 2.0, 1.0]])
-    assert [choose(logits, [sampler])[0].token for _ in range(3)] == [0, 1, 2]
+    assert [choose(logits, [sampler]).tokens[0] for _ in range(3)] == [0, 1, 2]
 
 
 def test_logprobs_are_of_the_models_own_distribution() -> None:
     plain = LOGITS.log_softmax(-1)[0]
-    choice = choose(LOGITS, [Sampler(temperature=5.0, top_k=1, logprobs=3)])[0]
-    assert choice.token == 0
-    assert choice.logprob == pytest.approx(plain[0].item(), abs=1e-6)
-    assert [token for token, _ in choice.top] == [0, 1, 2]
-    assert [p for _, p in choice.top] == pytest.approx(plain[:3].tolist(), abs=1e-6)
-    assert choose(LOGITS, [Sampler(logprobs=0)])[0].top == ()
+    chosen = choose(LOGITS.repeat(2, 1), [Sampler(), Sampler(temperature=5.0, top_k=1, logprobs=3)])
+    assert chosen.tokens == [0, 0]
+    assert set(chosen.likelihoods) == {1}, "only of those who asked"
+    logprob, top = chosen.likelihoods[1]
+    assert logprob == pytest.approx(plain[0].item(), abs=1e-6)
+    assert [token for token, _ in top] == [0, 1, 2]
+    assert [p for _, p in top] == pytest.approx(plain[:3].tolist(), abs=1e-6)
+    assert choose(LOGITS, [Sampler(logprobs=0)]).likelihoods[0][1] == []
 
 
 def test_only_allowed_tokens_are_ever_drawn() -> None:
     logits = torch.randn(1, 200, generator=torch.Generator().manual_seed(1))
     allowed = set(logits[0].topk(5).indices.tolist())
     samplers = [Sampler(temperature=3.0, top_k=5, seed=seed) for seed in range(500)]
-    assert {c.token for c in choose(logits.repeat(500, 1), samplers)} == allowed
+    assert set(choose(logits.repeat(500, 1), samplers).tokens) == allowed

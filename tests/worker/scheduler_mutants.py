@@ -82,7 +82,7 @@ RESIDENCE: dict[str, Bug] = {
 }
 FAIRNESS: dict[str, Bug] = {
     "weights are not looked at": (counters, "tokens / self._weights[tenant]", "tokens"),
-    "output is free": (scheduler, "len(decode) * self.prices.output", "0.0"),
+    "output is free": (scheduler, "self._counters.charge(job.tenant, self.prices.output)", "pass"),
     "prompts are free": (
         scheduler,
         "self.prices.prompt if job.reads else self.prices.update",

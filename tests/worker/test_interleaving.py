@@ -70,7 +70,13 @@ def test_each_tenant_gets_what_it_would_get_alone(name: str, data: st.DataObject
     plan = data.draw(operations(backbone))
     slots, warm = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([0, 10**9]))
     together = Harness(
-        backbone, slots=slots, hot=slots + 1, warm_bytes=warm, limits=LIMITS, compacted_after=3
+        backbone,
+        slots=slots,
+        hot=slots + 1,
+        warm_bytes=warm,
+        limits=LIMITS,
+        compacted_after=3,
+        plans_ahead=data.draw(st.booleans()),
     )
     begun: list[tuple[tuple, str]] = []  # type: ignore[type-arg]
     for operation in plan:
