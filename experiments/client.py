@@ -47,7 +47,8 @@ class Client:
             limits=limits,
             transport=self._plain,
             trust_env=False,
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            # what comes back is read as it is
+            headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
         )
         # what a request begins with; httpx takes a millisecond to put it together each time
         base = httpx.Request("GET", self._http.base_url, headers=self._http.headers)

@@ -106,7 +106,8 @@ class Arena:
         self._used_slots.add(slot)
         heapq.heappush(self._free_slots, slot)
 
-    def _give_hot(self, hot: int) -> None:
+    def give_hot(self, hot: int) -> None:
+        """Frees a copy that no view has."""
         self._used_hot.add(hot)
         heapq.heappush(self._free_hot, hot)
 
@@ -199,7 +200,7 @@ class Arena:
     def settle_hot(self, memory: Memory, view: View, hot: int) -> None:
         """Gives the finished copy to its view, or frees it if the view has been replaced meanwhile."""
         if memory.view is not view:
-            self._give_hot(hot)
+            self.give_hot(hot)
             return
         view.hot = hot
         self._idle[hot] = memory, view
@@ -236,7 +237,7 @@ class Arena:
     def _cool(self, view: View) -> None:
         if view.hot is not None:
             self._idle.pop(view.hot, None)
-            self._give_hot(view.hot)
+            self.give_hot(view.hot)
             view.hot = None
 
     # ------------------------------------------------------------ updates

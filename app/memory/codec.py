@@ -16,6 +16,8 @@ DTYPES = {
     torch.int32: "I32",
     torch.uint8: "U8",
 }
+# more is no header of ours, and is not read into memory
+LONGEST_HEADER = 1 << 20
 
 
 _OF_NAME = {name: dtype for dtype, name in DTYPES.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.errors import FingerprintMismatch
-from app.memory.codec import Block, Pool, dtype_of, read_header
+from app.memory.codec import LONGEST_HEADER, Block, Pool, dtype_of, read_header
 from app.model.forgetting import survivors
 
 _Bytes = npt.NDArray[np.uint8]
@@ -154,8 +154,8 @@ class Gathering:
                 self._open()
                 break
             self._missing = int.from_bytes(self._head, "little")
-            if not 0 < self._missing <= self._size - _LENGTH:
-                raise ValueError("a snapshot's header is longer than the snapshot")
+            if not 0 < self._missing <= min(self._size - _LENGTH, LONGEST_HEADER):
+                raise ValueError("a snapshot's header is longer than one can be")
         begin, self._at = self._at, self._at + len(part)
         for first, last, take in self._tensors:
             inside = part[max(0, first - begin) : max(0, last - begin)]

@@ -217,9 +217,13 @@ class Residency(Source):
         def done(_: object, error: ServiceError | None) -> None:
             self._heating.discard(memory.tenant)
             memory.pins -= 1
-            self.arena.settle_hot(memory, view, hot)
-            if error is not None:
-                self.failures[memory.tenant] = error
+            if error is None:
+                self.arena.settle_hot(memory, view, hot)
+            else:
+                # what is in it may still be another's
+                self.arena.give_hot(hot)
+                if memory.owed:
+                    self.failures[memory.tenant] = error
             self.settled(memory.tenant)
 
         self.sent += 1

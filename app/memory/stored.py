@@ -12,14 +12,11 @@ import msgspec
 import torch
 from torch import Tensor
 
-from app.memory.codec import DTYPES, Block, Entry, Pool
+from app.memory.codec import DTYPES, LONGEST_HEADER, Block, Entry, Pool
 from app.memory.replay import replay
 from app.store.base import BlobRef, Manifest, Store
 from app.store.parts import quarantined
 from app.store.reading import BlobReader
-
-_LONGEST_HEADER = 1 << 20
-
 
 _OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _damaged = partial(quarantined, "a blob is damaged")
@@ -54,7 +51,7 @@ class _Layers:
     def _header(self) -> tuple[dict[str, Entry], int]:
         """The tensors' entries, and where their bytes begin."""
         length = int.from_bytes(self._reader.peek(0, 8), "little")
-        if length > _LONGEST_HEADER:
+        if length > LONGEST_HEADER:
             raise _damaged()
         try:
             return msgspec.json.decode(self._reader.peek(8, length), type=dict[str, Entry]), 8 + length

@@ -107,10 +107,11 @@ class Backbone:
         """As ``write_memory`` of one block [L, K, d] for each of ``pools``: ``slots`` int64 [B, L, K] (on the host),
         ``key`` (un-rotated) and ``value`` [L, P, H_kv, S, d_head]."""
         first_key_row = self.config.num_heads * self.config.head_dim
-        blocks = torch.stack([block.to(self.device, self.dtype) for block in hidden], dim=1)
+        blocks = [block.to(self.device, self.dtype) for block in hidden]
         for index, layer in enumerate(self.weights.layers):
             self.operations.write_blocks(
-                blocks[index],
+                # a layer at a time: all of many tenants' blocks once more would be gigabytes
+                torch.stack([block[index] for block in blocks]),
                 layer.input_norm,
                 layer.qkv.weight[first_key_row:],
                 None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],

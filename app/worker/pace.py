@@ -41,18 +41,19 @@ class Pace:
         self._owed = 0.0
         # measured: seconds of a row of decode, and of a token of an update's context
         self._row = self._token = 0.0
-        # whether a step with contexts has begun of which it is not known what it took
-        self._unknown = False
+        # what a step that has begun will have added to what is owed, as far as is known
+        self._expected = 0.0
 
-    def begun(self, *, updates: bool) -> None:
-        """A step begins, and the next is planned before this is ``spent``: behind ``updates`` come none."""
-        self._unknown = updates
+    def begun(self, rows: int, updates: int) -> None:
+        """A step of ``rows`` and of ``updates`` tokens begins, and the next is planned before it is spent."""
+        cost = updates * self._token if self._token or not updates else _MOST_OWED
+        self._expected = cost * (1 / self._share - 1) - rows * self._row
 
     def room(self, rows: int) -> int:
         """Tokens of contexts in a step of ``rows`` that decode: what makes it twice as long, or the least; or none."""
         if self._share >= 1:
             return 2**31
-        if self._owed > 0 or self._unknown:
+        if self._owed + self._expected > 0:
             return 0
         return max(_LEAST, int(rows * self._row / self._token)) if self._token else _LEAST
 
@@ -62,7 +63,7 @@ class Pace:
 
     def spent(self, step: Spent, *, reading: bool) -> None:
         """``reading``: whether anybody waits for the next token of a generation or of a score."""
-        own, self._unknown = step.beside, False
+        own, self._expected = step.beside, 0.0
         if step.updates:
             # a prompt's token costs about as much as a context's
             share = step.updates / (step.updates + step.prompts)

@@ -3,7 +3,6 @@ outlive restarts; and by what this worker has seen it take in, since of an erase
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -20,23 +19,22 @@ class Taken:
     loop, ``within_a_day`` for any one thread at a time of a tenant's."""
 
     def __init__(self) -> None:
-        self._times: dict[str, deque[float]] = {}
+        # never empty ones
+        self._times: dict[str, list[float]] = {}
 
     def note(self, tenant: str, new: Iterable[float]) -> None:
         """Contexts were committed at these times, as their records say it; some may have been noted before."""
         times = sorted({*self._times.pop(tenant, ()), *new})
         if not times:
             return
-        # in order of their last, so that those that have been silent for a day are in front
-        self._times[tenant] = deque(times)
-        while self._times[first := next(iter(self._times))][-1] <= times[-1] - DAY:
+        last = times[-1]
+        self._times[tenant] = [time for time in times if time > last - DAY]
+        # those that have been silent for a day are in front, but for one whose old times were noted when it was erased
+        while self._times[first := next(iter(self._times))][-1] <= last - DAY:
             del self._times[first]
 
     def within_a_day(self, tenant: str, now: float) -> set[float]:
-        times = self._times.get(tenant, deque())
-        while times and times[0] <= now - DAY:
-            times.popleft()
-        return set(times)
+        return {time for time in self._times.get(tenant, ()) if time > now - DAY}
 
 
 def remembered(store: Store, tenant: str, now: float) -> list[float]:

@@ -86,6 +86,11 @@ class Runner:
             chunk.sequence.computed += chunk.count
         return Stepped(wanted, logits[: len(wanted)], scored, logits[len(wanted) :])
 
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize(self.backbone.device)
+
     def _replayed(self, decode: list[Sequence], graphs: DecodeGraphs) -> Tensor | None:
         logits = graphs.step(
             [self._reading(s, slice(row, row + 1), s.computed + 1) for row, s in enumerate(decode)],

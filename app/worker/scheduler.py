@@ -234,8 +234,8 @@ class Scheduler:
 
     def begin(self, plan: Plan) -> Plan:
         """A proposed step begins, without those who have ended meanwhile: the others are charged for it."""
-        plan.decode = [job for job in plan.decode if job.id in self._jobs]
-        plan.chunks = [chunk for chunk in plan.chunks if chunk.job.id in self._jobs]
+        plan.decode = [job for job in plan.decode if self._jobs.get(job.id) is job]
+        plan.chunks = [chunk for chunk in plan.chunks if self._jobs.get(chunk.job.id) is chunk.job]
         for job in self._rested:
             job.rested = False
         self._rested = plan.rest

@@ -83,6 +83,9 @@ class Steps:
             samplers = [s.sampler for s in stepped.sequences if s.sampler is not None]
             self._reads.accept(stepped.sequences, choose(stepped.logits, samplers))
         self._settle_scores(issued, stepped)
+        if not stepped.sequences and not stepped.scored:
+            # nothing has been read from the device, and what the step was given is written over by the next
+            self.runner.wait()
         for run in issued.runs:
             if run.current is not None and run.current.finished:
                 with logs.about(run.job.id):

@@ -28,7 +28,7 @@ from app.worker.jobs import Job, Phase
 @dataclass(eq=False)
 class UpdateRun:
     """``index`` of the context that is being written; ``versions`` of those that are durable and published; ``read``:
-    whether the memory had a copy for readers when it was begun."""
+    whether the memory had a copy for readers when one of its blocks was published."""
 
     job: Job
     message: Update
@@ -241,7 +241,11 @@ class Updates:
         began = time.monotonic()
         for run in ready:
             run.read = run.read or run.memory.view.hot is not None
-        arena.publish_all([(r.memory, r.block.hidden, r.block.forgotten) for r in ready if r.block])
+        blocks = []
+        for run in ready:
+            assert run.block is not None
+            blocks.append((run.memory, run.block.hidden, run.block.forgotten))
+        arena.publish_all(blocks)
         for run in ready:
             if run.read and run.index + 1 == len(run.contexts):
                 self.residency.prepare_ahead(run.memory)

@@ -205,3 +205,21 @@ def test_the_engine_tells_where_its_time_went() -> None:
     # publishing comes behind the step that it belongs to
     assert told[0][0].beside > 0
     assert not any(step.beside for step, _ in told[1:])
+
+
+def test_a_step_that_has_begun_counts_before_it_is_spent() -> None:
+    pace = Pace(0.25)
+    pace.spent(Spent(10, 0, 0, 0.010), reading=True)
+    assert pace.room(10) > 0
+    # nothing is known of what contexts cost
+    pace.begun(10, 50)
+    assert pace.room(10) == 0
+    pace.spent(Spent(10, 0, 50, 0.020), reading=True)
+    # 10 ms of them owe 30, of which that step's own rows have paid 10
+    assert pace.room(10) == 0
+    for _ in range(2):
+        pace.begun(10, 0)
+        pace.spent(Spent(10, 0, 0, 0.0099), reading=True)
+    assert pace.room(10) == 0
+    pace.begun(10, 0)
+    assert pace.room(10) > 0, "the step that runs pays the rest"

@@ -128,3 +128,15 @@ def test_a_fork_larger_than_its_limit_is_refused(harness: Harness) -> None:
         found = harness.final(request)
         assert (found.code if isinstance(found, Failed) else None) == code
         assert (harness.engine.store.load("bob") is None) == (code is not None)
+
+
+def test_one_whose_day_is_over_is_in_nobodys_way() -> None:
+    taken, now = quotas.Taken(), 1e9
+    taken.note("ada", [now])
+    taken.note("bob", [now + 1])
+    later = now + quotas.DAY + 10
+    # looked at, and refused for something else
+    assert taken.within_a_day("ada", later) == set()
+    taken.note("bob", [later])
+    assert taken.within_a_day("ada", now + 5) == set(), "forgotten by now"
+    assert taken.within_a_day("bob", later) == {later}

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from app.errors import ServiceError
 from app.memory.arena import Arena
-from app.messages import EraseTenant, Finished, Updated
+from app.messages import EraseTenant, Failed, Finished, Updated
 from app.model.backbone import Backbone
 from app.store.base import Manifest
 from app.store.disk import DiskStore
@@ -300,6 +301,31 @@ def test_a_memory_that_was_read_is_readable_again_once_its_update_is_told(backbo
     h.update("ada", text(4))
     h.generate("ada", PROMPT, 2)
     assert len(built) == 3
+
+
+def test_a_copy_that_failed_is_read_by_nobody(backbone: Backbone) -> None:
+    h = Harness(backbone, slots=2)
+    h.generate("ada", PROMPT, 2)
+    build, arena = h.engine.arena.build_hot, h.engine.arena
+    used = arena.hot_used
+
+    def failing(slot: int, rank: Tensor, hot: int) -> None:
+        raise ServiceError("no room on the device")
+
+    arena.build_hot = failing  # type: ignore[method-assign]
+    # begun ahead, for nobody: nobody is failed by it
+    h.update("ada", text(1))
+    assert not h.engine.residency.readable("ada")
+    assert not h.engine.residency.failures
+    assert arena.hot_used == used - 1
+    asked = h.begin_generate("ada", PROMPT, 2)
+    h.run()
+    assert isinstance(h.final(asked), Failed)
+    arena.build_hot = build  # type: ignore[method-assign]
+    again = h.generate("ada", PROMPT, 2)
+    other = Harness(backbone, slots=2)
+    other.update("ada", text(1))
+    assert again == other.generate("ada", PROMPT, 2)
 
 
 def test_a_copy_ahead_takes_nobody_elses(backbone: Backbone) -> None:
