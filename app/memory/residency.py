@@ -84,6 +84,11 @@ class Residency(Source):
     def get(self, tenant: str) -> Memory | None:
         return self._resident.get(tenant)
 
+    def created(self) -> dict[str, float]:
+        """The tenants whose memories are on the device or warm, and when these tenants were made (Unix time)."""
+        warm = {tenant: copy.content[0] for tenant, copy in self.warm.items()}
+        return warm | {tenant: memory.created for tenant, memory in self._resident.items()}
+
     def tier(self, tenant: str) -> str:
         """Where the memory lies; one that is on its way out is warm if it is being kept, one on its way in not yet
         resident."""

@@ -8,7 +8,7 @@ size and used again: pinned host memory is slow to get.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -73,6 +73,9 @@ class WarmTier:
 
     def __len__(self) -> int:
         return len(self._copies)
+
+    def items(self) -> Iterable[tuple[str, Warm]]:
+        return self._copies.items()
 
     @property
     def bytes(self) -> int:

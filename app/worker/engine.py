@@ -51,6 +51,7 @@ from app.worker.rows import Rows
 from app.worker.runner import Runner
 from app.worker.scheduler import Limits, Scheduler
 from app.worker.steps import Issued, Run, Steps
+from app.worker.strays import Strays
 from app.worker.tenants import Tenants
 from app.worker.transfers import TransferRequest, Transfers
 from app.worker.updates import UpdateRun, Updates, digest
@@ -120,6 +121,7 @@ class Engine:
             self.runner, self.reads, self.numbers, run_of=self._run_of, computed=self._computed
         )
         self.tenants = Tenants(self, residency, store)
+        self.strays = Strays(self, residency, store)
         self.memories = Memories(self, residency, store)
         self.transfers = Transfers(self, residency, store)
 
@@ -326,6 +328,7 @@ class Engine:
         """Runs one step. False if nothing can move before something comes from outside."""
         self.updates.publish()
         self.tenants.step()
+        self.strays.step(time.monotonic())
         self._fail_unloadable()
         sent = self.residency.sent
         plan = self._foreseen() or self._plan()
