@@ -24,6 +24,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """No test leaves the process a log that goes to its own captured stream, which is closed behind it."""
+    chosen = structlog.get_config()
+    yield
+    structlog.configure(**chosen)
+
+
 @pytest.fixture
 def all_logs() -> Iterator[None]:
     """Every line can be captured, whatever level and stream another test has chosen for the process."""
