@@ -187,6 +187,8 @@ def loading(directory: Path, blocks: int = 50, times: int = 5) -> dict[str, floa
             hidden = torch.randn(config.num_layers, config.num_tokens, config.hidden_size)
             store.commit(name, version - 1, encode_block(Block(hidden, forgotten)), time=0.0, tokens=16)
     store.close()
+    # or the disk would be at work with it while it is measured
+    os.sync()
     store = DiskStore(directory / "store")
     harness = Harness(backbone, fingerprint, store=store, slots=2)
     residency = harness.engine.residency

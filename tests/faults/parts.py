@@ -246,7 +246,7 @@ def restart(scale: float, seed: int, progress: Progress) -> list[Row]:
 def loading(scale: float, seed: int, progress: Progress) -> list[Row]:
     progress("cold loads")
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        found = figures.loading(Path(name), times=scaled(7, scale))
+        found = figures.loading(Path(name), times=scaled(15, scale))
     store, slot = found["store"] / found["disk"], found["slot"] / found["disk"]
     reached = (
         f"{store:.0%} into host memory, {slot:.0%} with K and V projected, of {found['disk'] / 1e6:,.0f} MB/s"

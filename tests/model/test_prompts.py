@@ -49,9 +49,9 @@ def test_a_prompt_reads_the_same_whatever_is_beside_it() -> None:
             chunks.append(ReadChunk(sequence, first, count or len(sequence.tokens) - 2))
         runner.step([], chunks, [])
     together = [runner.cache.key[:, s.table].clone() for s in sequences]
-    wanted, logits = runner.step([], [ReadChunk(s, 0, len(s.tokens)) for s in sequences], [])
-    assert wanted == sequences
-    for sequence, beside, cached in zip(sequences, logits, together, strict=True):
-        _, [alone] = runner.step([], [ReadChunk(sequence, 0, len(sequence.tokens))], [])
+    stepped = runner.step([], [ReadChunk(s, 0, len(s.tokens)) for s in sequences], [])
+    assert stepped.sequences == sequences
+    for sequence, beside, cached in zip(sequences, stepped.logits, together, strict=True):
+        [alone] = runner.step([], [ReadChunk(sequence, 0, len(sequence.tokens))], []).logits
         torch.testing.assert_close(beside, alone, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(cached, runner.cache.key[:, sequence.table], atol=1e-5, rtol=1e-5)
