@@ -7,6 +7,7 @@ wherever their tokens have gone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.examples import NO_LOSS, Group
+from training.model import LayerWeights, MemoryModel
 
 # What less is left of is neither known nor unknown: such questions are left out of the loss. After 50 updates of a pool
 # of 50 blocks 36 % are left on average, and that must still be answered.
@@ -43,6 +45,37 @@ def simulate(
         kept = state[keep].reshape(pools, size - num_tokens)
         state = np.concatenate([kept, injected[:, None] * num_tokens + block], 1)
     return state
+
+
+def follows(order: Sequence[Sequence[int]], own: int) -> list[int]:
+    """The contexts that are written directly behind one of their own group, of every second one: context i of group g
+    is number g·own + i, and `order` lists each pool's blocks as `simulate` takes them."""
+    return [
+        group * own + block
+        for group, blocks in enumerate(order)
+        for before, block in pairwise(blocks)
+        if block < own and block % 2 and before == block - 1
+    ]
+
+
+def write_behind(
+    model: MemoryModel,
+    ids: Tensor,
+    lengths: Tensor,
+    tails: Tensor,
+    behind: list[int],
+    layers: list[LayerWeights] | None = None,
+) -> Tensor:
+    """As ``MemoryModel.write``, but the contexts `behind` see the new block of the one before them instead of a tail;
+    none of those may be among `behind`. Gradients reach the earlier context."""
+    if not behind:
+        return model.write(ids, lengths, tails, layers)
+    then = torch.tensor(behind)
+    first = torch.ones(len(ids), dtype=torch.bool).index_fill(0, then, False).nonzero()[:, 0]
+    new = model.write(ids[first], lengths[first], tails[:, first], layers)
+    before = torch.searchsorted(first, then - 1)
+    newer = model.write(ids[then], lengths[then], new[:, before], layers)
+    return torch.cat([new, newer], 1)[:, torch.cat([first, then]).argsort()]
 
 
 def gather_pools(bank: Tensor, ranks: Tensor) -> Tensor:

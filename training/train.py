@@ -28,7 +28,7 @@ from training.corpus import Corpus
 from training.examples import ANSWER, TEXT, Group, GroupShape, Key, batch_contexts, batch_rows
 from training.model import DTYPES, MemoryModel, ModelConfig, compute_dtype
 from training.optimizer import Optimizer
-from training.pools import leave_out_forgotten, simulate
+from training.pools import follows, leave_out_forgotten, simulate, write_behind
 from training.progress import Point, matched
 from training.stages import Mixture, curriculum
 from training.tokenizer import running_text
@@ -108,12 +108,13 @@ class Trainer:
         told = [frozenset().union(*(self.cache_keys[pick] for pick in picked)) for picked in picks]
         return [self.corpus.group(shape, keys) for keys in told], picks
 
-    def _ranks(self, groups: list[Group], picks: list[list[int]], mixture: Mixture) -> Tensor | None:
-        """The row of the bank at each of the newest window·K ranks of each group's pool, int64 [L, G, window·K]; the
-        bank holds the group's own blocks, its stale ones and the initial block. None: the own block alone is read."""
+    def _order(
+        self, groups: list[Group], picks: list[list[int]], mixture: Mixture
+    ) -> list[list[int]] | None:
+        """The order in which each group's pool takes the blocks of its bank: the group's own, its stale ones and the
+        initial one. None: the own block alone is read."""
         if mixture.window == 1:
             return None
-        config = self.model.config
         own, old = len(groups[0].examples), len(picks[0])
         order = []
         for group, picked in zip(groups, picks, strict=True):
@@ -127,10 +128,15 @@ class Trainer:
             keys = group.keys
             same = {own + i for i, pick in enumerate(picked) if self.cache_keys[pick] & keys}
             order.append([b for b in blocks if b in same] + [b for b in blocks if b not in same])
+        return order
+
+    def _ranks(self, order: list[list[int]], mixture: Mixture) -> Tensor:
+        """The row of the bank at each of the newest window·K ranks of each group's pool, int64 [L, G, window·K]."""
+        config = self.model.config
         ranks = simulate(
-            self.numpy_rng, config.num_layers * len(groups), order * config.num_layers, own + old,
+            self.numpy_rng, config.num_layers * len(order), order * config.num_layers, len(order[0]),
             config.num_blocks, config.num_tokens,
-        ).reshape(config.num_layers, len(groups), -1)  # fmt: skip
+        ).reshape(config.num_layers, len(order), -1)  # fmt: skip
         return torch.from_numpy(ranks[:, :, -mixture.window * config.num_tokens :].copy())
 
     def _bank(self, new: Tensor, groups: list[Group], picks: list[list[int]]) -> Tensor:
@@ -154,7 +160,8 @@ class Trainer:
         if self.stage and self.rng.random() < 0.06:
             shape = replace(shape, in_prompt=0.5)
         groups, picks = self._groups(mixture, shape)
-        ranks = self._ranks(groups, picks, mixture)
+        order = self._order(groups, picks, mixture)
+        ranks = None if order is None else self._ranks(order, mixture)
         if ranks is not None:
             leave_out_forgotten(groups, ranks, self.model.config.num_tokens)
         examples = [example for group in groups for example in group.examples]
@@ -162,7 +169,8 @@ class Trainer:
         ids, lengths = batch_contexts([e.context for e in examples], self.model.config.num_tokens)
         rows, kinds, row_lengths = batch_rows([e.row for e in examples], [e.kinds for e in examples])
         layers = self.model.layer_weights()
-        new = self.model.write(ids, lengths, self._tails(len(examples)), layers)
+        behind = [] if order is None else follows(order, own)
+        new = write_behind(self.model, ids, lengths, self._tails(len(examples)), behind, layers)
         bank = (
             new.view(len(new), count, -1, new.shape[-1]) if ranks is None else self._bank(new, groups, picks)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def asks_and_does_not_read(server: ServerProcess) -> socket.socket:
     ]
     reader.sendall("\r\n".join([*lines, "", ""]).encode() + body)
     return reader
+
+
+def tokens_in(told: bytes) -> int:
+    """Tokens, not events: those that come while the server is busy with something else share one."""
+    return sum(len(json.loads(ids)) for ids in re.findall(rb'"token_ids":(\[[^]]*])', told))
 
 
 def all_of(reader: socket.socket) -> bytes:
@@ -65,5 +71,5 @@ def test_one_who_is_too_far_behind_gets_what_was_kept_and_is_told_why_it_ends(tm
         with asks_and_does_not_read(server) as reader:
             until(lambda: CANCELLED in server.http.get("/metrics").text, "the end of the generation")
             told = all_of(reader)
-        assert told.count(b'"token_ids"') > 32
+        assert tokens_in(told) >= 32
         assert b'"code":"client_too_slow"' in told[-600:]
