@@ -7,7 +7,7 @@ from tests.training import reference
 from training.evaluate import Memories
 from training.examples import ANSWER, NO_LOSS, TEXT, UNKNOWN, Example, Group
 from training.model import MemoryModel
-from training.pools import gather_pools, leave_out_forgotten, simulate
+from training.pools import follows, gather_pools, leave_out_forgotten, simulate, write_behind
 
 
 class Scripted:
@@ -81,3 +81,25 @@ def test_answers_from_a_block_that_is_all_but_forgotten_are_left_out_of_the_loss
     leave_out_forgotten([Group([first, second])], ranks, 4)
     assert first.kinds == [TEXT, NO_LOSS, NO_LOSS, TEXT, UNKNOWN]
     assert second.kinds == row
+
+
+def test_a_context_written_behind_another_sees_its_new_block(model: MemoryModel) -> None:
+    """Group 0 takes 0, 1, 2, 3 with an old block between 2 and 3; group 1 takes all four in a row."""
+    order = [[0, 1, 2, 9, 3], [9, 0, 1, 2, 3]]
+    behind = follows(order, 4)
+    assert behind == [1, 5, 7]
+    torch.manual_seed(1)
+    config = model.config
+    lengths = torch.tensor([7, 9, 6, 8, 4, 9, 7, 8])
+    ids = torch.randint(config.vocab_size, (8, 9))
+    tails = torch.randn(config.num_layers, 8, config.num_tokens, config.hidden_size)
+    written = write_behind(model, ids, lengths, tails, behind)
+    with torch.no_grad():
+        for context, length in enumerate(lengths.tolist()):
+            tail = written[:, context - 1] if context in behind else tails[:, context]
+            alone = reference.write(model, ids[context, 9 - length :].tolist(), tail)
+            torch.testing.assert_close(written[:, context], alone, atol=1e-4, rtol=1e-4)
+    # what is asked of the later context teaches how the earlier one is written
+    written[:, 1].sum().backward()
+    assert model.embedding.grad is not None
+    assert model.embedding.grad[ids[0, 8]].abs().sum() > 0
