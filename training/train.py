@@ -108,9 +108,7 @@ class Trainer:
         told = [frozenset().union(*(self.cache_keys[pick] for pick in picked)) for picked in picks]
         return [self.corpus.group(shape, keys) for keys in told], picks
 
-    def _order(
-        self, groups: list[Group], picks: list[list[int]], mixture: Mixture
-    ) -> list[list[int]] | None:
+    def _order(self, groups: list[Group], picks: list[list[int]], mixture: Mixture) -> list[list[int]] | None:
         """The order in which each group's pool takes the blocks of its bank: the group's own, its stale ones and the
         initial one. None: the own block alone is read."""
         if mixture.window == 1:
