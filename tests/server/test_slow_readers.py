@@ -6,17 +6,20 @@ import json
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 from tests.server.process import ServerProcess, until
 
 PROMPT = [5, 6, 7, 8, 9]
+# so long a generation has not ended by itself when its reader is given up, however little the API gets to do
+SLOW: dict[str, Any] = {"worker_nice": 0, "max_sequence": 65_536}
 CANCELLED = 'memoryllm_request_success_total{finished_reason="cancelled"} 1.0'
 
 
 def asks_and_does_not_read(server: ServerProcess) -> socket.socket:
     """A stream of large events, over segments as small as a network's: the loopback's buffers would hold all of it."""
     body = json.dumps(
-        {"tenant": "slow", "prompt": PROMPT, "max_tokens": 4000, "stream": True, "ignore_eos": True,
+        {"tenant": "slow", "prompt": PROMPT, "max_tokens": 60_000, "stream": True, "ignore_eos": True,
          "return_token_ids": True, "logprobs": 20}
     ).encode()  # fmt: skip
     reader = socket.socket()
@@ -53,7 +56,7 @@ def all_of(reader: socket.socket) -> bytes:
 
 
 def test_one_who_reads_nothing_is_disconnected(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "store", stream_stall_timeout=1, worker_nice=0) as server:
+    with ServerProcess(tmp_path / "store", stream_stall_timeout=1, **SLOW) as server:
         with asks_and_does_not_read(server) as reader:
             assert len(server.tokens("other", PROMPT, 8)) == 8
             until(
@@ -67,7 +70,7 @@ def test_one_who_reads_nothing_is_disconnected(tmp_path: Path) -> None:
 
 
 def test_one_who_is_too_far_behind_gets_what_was_kept_and_is_told_why_it_ends(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "store", stream_backlog=32, worker_nice=0) as server:
+    with ServerProcess(tmp_path / "store", stream_backlog=32, **SLOW) as server:
         with asks_and_does_not_read(server) as reader:
             until(lambda: CANCELLED in server.http.get("/metrics").text, "the end of the generation")
             told = all_of(reader)
