@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,25 @@ def test_a_worker_that_cannot_be_started_is_left_to_the_supervisor(monkeypatch: 
     monkeypatch.setattr(headstart, "WORKER", ("/nowhere/python",))
     headstart.begin()
     assert headstart.take() is None
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="Linux tells what a process was started with"
+)
+@pytest.mark.parametrize("own", [None, "7"])
+def test_a_worker_has_few_heaps_unless_it_is_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if own is not None:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", own)
+    process = headstart.start(WAITING, "ipc:///nowhere")
+    try:
+        told = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+        assert f"MALLOC_ARENA_MAX={own or 2}" in told
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_worker_whose_starter_ended_before_it_had_settings_ends_quietly() -> None:
