@@ -120,7 +120,8 @@ def dtype_of(entry: Entry, size: int) -> torch.dtype:
     there is no such dtype."""
     begin, end = entry.data_offsets
     dtype = _OF_NAME[entry.dtype]
-    if math.prod(entry.shape) * dtype.itemsize != end - begin or not 0 <= begin <= end <= size:
+    whole = math.prod(entry.shape) * dtype.itemsize == end - begin and min(entry.shape, default=0) >= 0
+    if not whole or not 0 <= begin <= end <= size:
         raise ValueError("a tensor's bytes are not where its header says")
     return dtype
 

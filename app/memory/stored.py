@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -12,13 +11,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from app.memory.codec import DTYPES, LONGEST_HEADER, Block, Entry, Pool
+from app.memory.codec import LONGEST_HEADER, Block, Entry, Pool, dtype_of, read_header
 from app.memory.replay import replay
 from app.store.base import BlobRef, Manifest, Store
 from app.store.parts import quarantined
 from app.store.reading import BlobReader
 
-_OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _damaged = partial(quarantined, "a blob is damaged")
 
 
@@ -31,7 +29,7 @@ class _Layers:
     def __init__(self, reader: BlobReader, large: str, small: str) -> None:
         self._reader = reader
         entries, start = self._header()
-        self.dtype, begin, end = self._place(entries.get(large))
+        self.dtype, begin, end = self._place(entries.get(large), start)
         self.shape = entries[large].shape
         if len(self.shape) != 3:
             raise _damaged()
@@ -41,7 +39,7 @@ class _Layers:
         self._after = reader.peek(start + end, reader.size - start - end)
         self.small = None
         if small in entries:
-            dtype, first, last = self._place(entries[small])
+            dtype, first, last = self._place(entries[small], start)
             data = self._before[start + first : start + last] if last <= begin else self._after[first - end :]
             data = data[: last - first]
             if len(data) != last - first or not data:
@@ -54,22 +52,18 @@ class _Layers:
         if length > LONGEST_HEADER:
             raise _damaged()
         try:
-            return msgspec.json.decode(self._reader.peek(8, length), type=dict[str, Entry]), 8 + length
+            return read_header(self._reader.peek(8, length)), 8 + length
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise _damaged() from None
 
-    @staticmethod
-    def _place(entry: Entry | None) -> tuple[torch.dtype, int, int]:
-        """A tensor's dtype, and its bytes' begin and end."""
-        dtype = _OF_NAME.get("" if entry is None else entry.dtype)
-        if entry is None or dtype is None:
-            raise _damaged()
-        begin, end = entry.data_offsets
-        if min(entry.shape, default=0) < 0 or not 0 <= begin <= end:
-            raise _damaged()
-        if math.prod(entry.shape) * dtype.itemsize != end - begin:
-            raise _damaged()
-        return dtype, begin, end
+    def _place(self, entry: Entry | None, start: int) -> tuple[torch.dtype, int, int]:
+        """A tensor's dtype, and its bytes' begin and end behind ``start``."""
+        try:
+            if entry is None:
+                raise ValueError("it is missing")
+            return dtype_of(entry, self._reader.size - start), *entry.data_offsets
+        except (KeyError, ValueError):
+            raise _damaged() from None
 
     def __iter__(self) -> Iterator[Tensor]:
         self._pass(self._before)

@@ -22,7 +22,7 @@ from app.errors import (
     TooManyTokens,
     WorkerUnavailable,
 )
-from app.memory.arena import Arena, Memory
+from app.memory.arena import Arena
 from app.memory.residency import Residency, Submit
 from app.messages import (
     Answer,
@@ -35,15 +35,12 @@ from app.messages import (
     Request,
     Score,
     Stats,
-    Timings,
     Update,
-    Updated,
-    UpdateProgress,
 )
 from app.model.backbone import Backbone
-from app.store.base import BlockRecord, Store
+from app.store.base import Store
 from app.worker.graphs import Capture
-from app.worker.jobs import Job, Kind, Phase, Plan
+from app.worker.jobs import Job, Kind, Plan
 from app.worker.memories import Memories, MemoryRequest
 from app.worker.numbers import Numbers
 from app.worker.reads import Reads
@@ -54,7 +51,8 @@ from app.worker.steps import Issued, Run, Steps
 from app.worker.strays import Strays
 from app.worker.tenants import Tenants
 from app.worker.transfers import TransferRequest, Transfers
-from app.worker.updates import UpdateRun, Updates, digest
+from app.worker.updates import UpdateRun
+from app.worker.writes import Writes
 
 
 def _by(name: str, numbers: dict[str, int]) -> dict[str, float]:
@@ -105,18 +103,19 @@ class Engine:
             finish=self.finish,
             emit=self.emit,
         )
-        self._runs: dict[str, UpdateRun] = {}
-        self._pending_updates: dict[str, Update] = {}
         self._wanted_at: dict[str, float] = {}
         self._background: Counter[str] = Counter()
-        self.updates = Updates(
+        self.writes = Writes(
             residency,
             self.background,
-            progress=self._update_progress,
-            finished=self._update_finished,
-            failed=self._update_failed,
+            self.numbers,
+            finish=self.finish,
+            emit=self.emit,
+            fail=self.fail,
+            news=self._anew,
             compacted_after=compacted_after,
         )
+        self.updates = self.writes.updates
         self.steps = Steps(
             self.runner, self.reads, self.numbers, run_of=self._run_of, computed=self._computed
         )
@@ -162,10 +161,15 @@ class Engine:
         self._news = True
         self._release(tenant)
 
+    def _anew(self) -> None:
+        self._news = True
+
     def _release(self, tenant: str) -> None:
         """With its last request gone, another server on the same store may have the tenant."""
-        if not self.scheduler.of(tenant) and not self._background[tenant]:
-            self.store.release(tenant)
+        if not self.scheduler.of(tenant):
+            self._wanted_at.pop(tenant, None)
+            if not self._background[tenant]:
+                self.store.release(tenant)
 
     def quiet(self, tenant: str) -> bool:
         """Whether nothing of this tenant runs or is in the hands of a background thread."""
@@ -284,7 +288,7 @@ class Engine:
             weight=message.weight,
         )
         self.scheduler.submit(job)
-        self._pending_updates[job.id] = message
+        self.writes.add(message, job)
         self._entered(job)
 
     def _entered(self, job: Job) -> None:
@@ -310,16 +314,8 @@ class Engine:
             elif job.id in self.reads:
                 self.reads.release(job.id)
                 self.fail(job.id, error)
-            elif job.id in self._pending_updates:
-                del self._pending_updates[job.id]
-                self.finish(job)
-                self.fail(job.id, error)
             else:
-                run = self._runs[job.id]
-                if job.phase is Phase.HELD:
-                    run.doomed = error
-                else:
-                    self._update_failed(run, error)
+                self.writes.fail(job, error)
         return len(jobs)
 
     # ------------------------------------------------------------ one step
@@ -393,64 +389,19 @@ class Engine:
         self.residency.begun(memory)
         wanted = self._wanted_at.pop(job.tenant, now)
         if job.kind is Kind.UPDATE:
-            self._start_update(job, memory, now, now - wanted)
+            self.writes.start(job, memory, now, now - wanted)
         else:
             self.reads.start(job, memory, now, wanted)
         self.numbers.observe("request_queue_time_seconds", now - job.arrival)
 
-    def _start_update(self, job: Job, memory: Memory, now: float, loading: float) -> None:
-        memory.pins += 1
-        message = self._pending_updates.pop(job.id)
-        run = UpdateRun(job, message, memory, digest(message), started=now, loaded=loading)
-        self._runs[job.id] = run
-        self.updates.begin(run)
-
     def _run_of(self, job: Job) -> Run:
-        return self._runs.get(job.id) or self.memories.rebuilds.run(job.id)
+        return self.writes.run(job.id) or self.memories.rebuilds.run(job.id)
 
     def _computed(self, run: Run) -> None:
         if isinstance(run, UpdateRun):
             self.updates.computed(run)
         else:
             self.memories.rebuilds.computed(run)
-
-    # ------------------------------------------------------------ updates
-
-    def _update_progress(self, run: UpdateRun) -> None:
-        self._news = True
-        self.numbers.count("update_blocks_total")
-        self.numbers.count("forgotten_tokens_total", self.backbone.config.num_tokens)
-        self.emit(UpdateProgress(run.job.id, run.index, len(run.contexts), run.memory.version))
-
-    def _update_finished(self, run: UpdateRun, replayed: list[BlockRecord] | None) -> None:
-        """``replayed`` are the records of the same update done before, under its idempotency key."""
-        now = time.monotonic()
-        versions = [r.version for r in replayed] if replayed else run.versions
-        shares = [self.backbone.config.surviving_share(versions[-1] - v) for v in versions]
-        self.emit(
-            Updated(
-                run.job.id,
-                memory_version=versions[-1],
-                blocks=len(run.contexts),
-                tokens=sum(r.tokens for r in replayed) if replayed else run.tokens,
-                surviving_share=sum(shares) / len(shares),
-                timings=Timings(
-                    queue=run.started - run.job.arrival, load=run.loaded, total=now - run.job.arrival
-                ),
-                replayed=replayed is not None,
-            )
-        )
-        self.numbers.observe("update_latency_seconds", now - run.job.arrival)
-        self._end_update(run)
-
-    def _update_failed(self, run: UpdateRun, error: ServiceError) -> None:
-        self._end_update(run)
-        self.fail(run.job.id, error)
-
-    def _end_update(self, run: UpdateRun) -> None:
-        run.memory.pins -= 1
-        del self._runs[run.job.id]
-        self.finish(run.job)
 
     # ------------------------------------------------------------ numbers
 

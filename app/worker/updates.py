@@ -24,6 +24,9 @@ from app.store.base import BlockRecord, Idempotency, Manifest
 from app.worker import quotas
 from app.worker.jobs import Job, Phase
 
+Background = Callable[[str, Callable[[], object], Callable[[object, ServiceError | None], None]], None]
+"""Runs the first function off the loop's thread for a tenant, then hands result and error to the second in the loop."""
+
 
 @dataclass(eq=False)
 class UpdateRun:
@@ -78,9 +81,7 @@ class Updates:
     def __init__(
         self,
         residency: Residency,
-        background: Callable[
-            [str, Callable[[], object], Callable[[object, ServiceError | None], None]], None
-        ],
+        background: Background,
         *,
         progress: Callable[[UpdateRun], None],
         finished: Callable[[UpdateRun, list[BlockRecord] | None], None],
