@@ -24,6 +24,7 @@ from training.variety import (
     american,
     free_relation,
     joined,
+    terse,
     unusual_value,
     without_capital,
 )
@@ -34,6 +35,7 @@ MAX_CONTEXT = 64
 CORRECTION_SHARE = 0.35  # contexts that change something and say that they do
 LEAD_IN_SHARE = CARELESS_SHARE = 0.08
 QUESTION_LEAD_IN_SHARE = 0.08
+TERSE_SHARE = 0.12  # questions that lack some of the words that say little
 UNTOLD_ASIDE_SHARE = 0.3  # rows of groups that are not written whose prompt tells what it asks for
 CHAT_SHARE = 0.06  # contexts written as a chat message
 JOINED_SHARE = 0.2  # contexts of several facts that are one sentence
@@ -186,6 +188,8 @@ class Corpus:
         """A question, now and then typed carelessly."""
         rng = self.rng
         text = claim.question(rng)
+        if rng.random() < TERSE_SHARE:
+            text = terse(rng, text)
         if rng.random() < QUESTION_LEAD_IN_SHARE:
             text = rng.choice(QUESTION_LEAD_INS) + text[0].lower() + text[1:]
         if rng.random() < CARELESS_SHARE:

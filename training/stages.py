@@ -48,10 +48,10 @@ def curriculum(batch: int, num_blocks: int) -> tuple[Stage, ...]:
 
     def buried(share: float, contexts: int, stale: tuple[int, int]) -> Mixture:
         # A fact of which little is left is answered all the same, so fewer questions have no answer here.
-        shape = GroupShape(contexts, colliding=0.3, changed=0.12, unknown=0.25, in_prompt=0.02)
+        shape = GroupShape(contexts, colliding=0.3, changed=0.12, unknown=0.2, in_prompt=0.02)
         return Mixture(share, batch // contexts, shape, num_blocks, stale, buried=True)
 
-    last = {"running_text": 0.03, "changed": 0.4, "unknown": 0.5, "in_prompt": 0.12}
+    last = {"running_text": 0.03, "changed": 0.4, "unknown": 0.35, "in_prompt": 0.12}
     three = (0.4, 0.25, 0.35)
     return (
         Stage("own block", 0.72, (mix(1.0, 1, 1, 0),)),
@@ -73,7 +73,7 @@ def curriculum(batch: int, num_blocks: int) -> tuple[Stage, ...]:
                 mix(0.2, 4, num_blocks, 4, facts=three, colliding=0.5, untold=0.06, **last),
                 mix(0.2, 8, num_blocks, num_blocks // 4, colliding=0.5, untold=0.03, **last),
                 mix(0.2, 16, num_blocks, num_blocks, colliding=0.4, **last),
-                mix(0.1, 8, num_blocks, 0, colliding=1.0, changed=0.2, unknown=0.4),
+                mix(0.1, 8, num_blocks, 0, colliding=1.0, changed=0.2, unknown=0.3),
                 buried(0.15, 8, (num_blocks // 2, num_blocks * 6 // 5)),
                 buried(0.15, 16, (num_blocks // 4, num_blocks)),
             ),

@@ -36,6 +36,10 @@ CORRECTIONS = (
     "It has changed: ",
     "From now on ",
 )
+LITTLE_WORDS = frozenset((
+    "a", "an", "the", "is", "are", "was", "were", "does", "do", "did", "has", "have", "of", "in", "on", "at", "to",
+    "for", "tell", "me", "you", "know", "can", "could", "say",
+))  # fmt: skip
 OUR_FIRST_WORDS = (
     "My ", "The ", "Our ", "We ", "In ", "A ", "As ", "For ", "Every ", "Everybody ", "Everything ", "Friends ", "Of ",
     "On ", "To ", "You ", "Between ", "From ", "Online ", "One ", "They ", "Call ", "People ", "There ",
@@ -57,6 +61,13 @@ def joined(sentences: Sequence[str]) -> str:
     """Several sentences as one, with "and"."""
     rest = [without_capital(sentence) for sentence in sentences[1:]]
     return " and ".join(sentence.removesuffix(".") for sentence in [sentences[0], *rest]) + "."
+
+
+def terse(rng: random.Random, question: str) -> str:
+    """The question without some of the words that say little, so that what it is about is found by what is left."""
+    words = question.split(" ")
+    kept = [word for word in words if word.lower() not in LITTLE_WORDS or rng.random() < 0.4]
+    return " ".join(kept) if len(kept) > 2 else question
 
 
 def free_relation(rng: random.Random, nouns: Sequence[str]) -> Relation:

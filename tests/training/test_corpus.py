@@ -1,5 +1,6 @@
 """Groups: what is asked was written, only once, and the loss lies on the answer."""
 
+import random
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from training.examples import ANSWER, NO_LOSS, UNKNOWN, Example, GroupShape, Key
 from training.facts import Claim, is_held_out
 from training.relations import NEAR
 from training.tokenizer import ASSISTANT, END, USER
-from training.variety import joined
+from training.variety import joined, terse
 
 
 @pytest.fixture
@@ -251,3 +252,14 @@ def test_joined_sentences_keep_the_capitals_of_names() -> None:
     assert joined(["Anna lives in Tolva.", "My dog is called Rex.", "I drive a Zan."]) == (
         "Anna lives in Tolva and my dog is called Rex and I drive a Zan."
     )
+
+
+def test_a_terse_question_keeps_what_it_is_about_and_in_its_order() -> None:
+    question = "Could you tell me the name of the dog of Anna in Of?"
+    told = {terse(random.Random(seed), question) for seed in range(200)}
+    assert len(told) > 50
+    for text in told:
+        kept = iter(question.split())
+        assert all(word in kept for word in text.split())
+        assert [word for word in text.split() if word in ("name", "dog", "Anna")] == ["name", "dog", "Anna"]
+    assert terse(random.Random(0), "Who is he?") == "Who is he?"
