@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from app import messages
+
+
+def answered(answer: BaseModel, *, exclude_none: bool = False) -> Response:
+    """The answer as it is: FastAPI would check once more what has just been made."""
+    return Response(answer.model_dump_json(exclude_none=exclude_none), media_type="application/json")
 
 
 class ErrorDetail(BaseModel):

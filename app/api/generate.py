@@ -10,13 +10,22 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.access import tenant_of, weight_of
 from app.api.admission import place_of
-from app.api.answers import GenerateAnswer, GenerateChunk, Summary, TokenLogprob, TopToken, Usage, timings
+from app.api.answers import (
+    GenerateAnswer,
+    GenerateChunk,
+    Summary,
+    TokenLogprob,
+    TopToken,
+    Usage,
+    answered,
+    timings,
+)
 from app.api.body import JsonRoute
 from app.api.detokenize import Detokenizer, StopStrings
 from app.api.metrics import Metrics
 from app.api.prompts import prompt_tokens
 from app.api.schemas import GenerateBody
-from app.api.services import Use
+from app.api.services import services_of
 from app.api.stream import Part, Stream
 from app.api.streaming import COMMENT, DONE, EventStream, event, parts, watched
 from app.api.tokens import Tokenizer, need
@@ -37,8 +46,9 @@ router = APIRouter(route_class=JsonRoute, tags=["generation"])
         200: {"content": {"text/event-stream": {}}, "description": "the text (or its pieces as events)"}
     },
 )
-async def generate(body: GenerateBody, request: Request, services: Use) -> Response | GenerateAnswer:
+async def generate(body: GenerateBody, request: Request) -> Response:
     """The whole generation reads the one memory version it began with. A client that goes away ends it."""
+    services = services_of(request)
     tenant = tenant_of(request, body.tenant)
     client = services.workers.of(tenant)
     model = client.require()
@@ -64,7 +74,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
         async with watched(request, stream):
             while output.finished is None:
                 deltas.append(output.take(await stream.next(), stream))
-    return GenerateAnswer(
+    answer = GenerateAnswer(
         id=message.id,
         tenant=message.tenant,
         text="".join(delta.text for delta in deltas),
@@ -74,6 +84,7 @@ async def generate(body: GenerateBody, request: Request, services: Use) -> Respo
         ),
         **dict(output.summary()),
     )
+    return answered(answer, exclude_none=True)
 
 
 async def _events(

@@ -21,11 +21,16 @@ class Services:
     spool: Spool
 
 
-async def _services(request: Request) -> Services:
-    # a plain function would be called in a thread, at every request
+def services_of(request: Request) -> Services:
+    """For the endpoints that are called most: what FastAPI hands over it looks for at every request."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
+
+
+async def _services(request: Request) -> Services:
+    # a plain function would be called in a thread, at every request
+    return services_of(request)
 
 
 Use = Annotated[Services, Depends(_services)]

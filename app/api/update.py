@@ -12,11 +12,11 @@ from fastapi import APIRouter, Header, Request, Response
 from app.api import contexts
 from app.api.access import access_of, tenant_of, weight_of
 from app.api.admission import Place, place_of
-from app.api.answers import UpdateAnswer, timings
+from app.api.answers import UpdateAnswer, answered, timings
 from app.api.body import JsonRoute
 from app.api.prompts import render
 from app.api.schemas import IdempotencyKey, UpdateBody
-from app.api.services import Use
+from app.api.services import services_of
 from app.api.streaming import COMMENT, EventStream, event, parts
 from app.api.suspects import SERVER_KEY
 from app.api.tokens import INLINE_CHARS, Tokenizer, check_tokens, need
@@ -41,10 +41,10 @@ Short = Literal["none", "repeated"]
 async def update(
     body: UpdateBody,
     request: Request,
-    services: Use,
     idempotency_key: Annotated[IdempotencyKey | None, Header(alias="Idempotency-Key")] = None,
-) -> Response | UpdateAnswer:
+) -> Response:
     """Answers once every block is durable and readable. A client that goes away does not stop it."""
+    services = services_of(request)
     tenant = tenant_of(request, body.tenant)
     client = services.workers.of(tenant)
     model = client.require()
@@ -60,7 +60,7 @@ async def update(
         return EventStream(_events(client, message, short, place))
     part = await client.ask(message, place)
     assert isinstance(part, Updated)
-    return _answer(message, part, short)
+    return answered(_answer(message, part, short))
 
 
 async def _events(client: WorkerClient, message: Update, short: Short, place: Place) -> AsyncGenerator[bytes]:
