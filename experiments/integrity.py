@@ -5,6 +5,8 @@
 ``--tenants`` memories take their updates in turn, all at once; how many each has taken is reported and compared with
 the version that the server gives it. An update that a kill cut off is sent again with its idempotency key, so that none
 is missing and none comes twice. ``--kill-at n`` shows it: the run kills itself (SIGKILL) behind n answers and goes on.
+``--at-first m``: the others join when m of the memories have taken the first 10,000 (a tenth of a shorter run), so that
+the first answers are of memories as full as the last ones' and not of many young ones.
 ``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command with more updates goes
 on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then. How to serve for it, and why
 with no more than 80 tenants, is in ``docs/performance.md``.
@@ -45,12 +47,14 @@ class Integrity:
         self.behind: list[int] = []
         self.turns: Counter[int] = Counter()
         self.kills: list[int] = []
+        self._joined = asyncio.Event()
 
     async def run(self) -> dict[str, Any]:
         begin, tenants = time.monotonic(), self.given.tenants
         self._end = begin + 60 * self.given.minutes
         self._replay(self.session.log.lines)
         before = sum(self.turns.values())
+        self._join()
         with self.session.progress() as progress:
             self._bar = progress.add_task("updates", total=self.given.updates, completed=before)
             self._progress = progress
@@ -87,12 +91,19 @@ class Integrity:
         updates, tenants = self.given.updates, self.given.tenants
         return int(updates // tenants + (tenant < updates % tenants))
 
+    def _join(self) -> None:
+        """Lets the others begin once those who do so at first have taken theirs."""
+        if not self._joined.is_set() and sum(self.turns.values()) >= window(self.given.updates):
+            self._joined.set()
+
     async def _one_after_another(self, tenant: int) -> None:
         name, every = self.session.tenant(tenant), self.given.ask_every
+        if tenant >= (self.given.at_first or self.given.tenants):
+            await self._joined.wait()
         last = self._turns(tenant)
         for turn in range(self.turns[tenant] + 1, last + 1):
             if time.monotonic() > self._end:
-                return
+                break
             fact = fair_fact(generator(self.given.seed, tenant * 100_000_000 + turn))
             await self.client.update(name, fact.statement, short="repeat", key=str(turn))
             if turn % every == 0 or turn == last:
@@ -102,15 +113,25 @@ class Integrity:
                 self.session.log.write(f"{tenant} {turn} {int(right)}".encode())
                 self._count(turn, right)
             self.turns[tenant] = turn
+            self._join()
             self._progress.advance(self._bar)
+        # whatever has come of it, nobody waits for this one any more
+        self._joined.set()
 
     async def _versions(self) -> list[dict[str, int]]:
         """Of each tenant the updates it was sent and the version that the server says it has."""
         told = []
         for tenant in range(self.given.tenants):
-            view = await self.client.call("GET", f"/tenants/{self.session.tenant(tenant)}")
+            path = f"/tenants/{self.session.tenant(tenant)}"
+            # one that was never sent any is not there
+            view = await self.client.call("GET", path) if self.turns[tenant] else {"memory_version": 0}
             told.append({"updates": self.turns[tenant], "version": view["memory_version"]})
         return told
+
+
+def window(count: int) -> int:
+    """How many of so many updates or answers are the first ones, and the last ones."""
+    return min(MOST_WINDOW, max(1, count // 10))
 
 
 def summary(answers: list[bool], behind: list[int]) -> dict[str, Any]:
@@ -120,7 +141,7 @@ def summary(answers: list[bool], behind: list[int]) -> dict[str, Any]:
     """
     young = [right for right, turn in zip(answers, behind, strict=True) if turn <= YOUNG]
     size = max(1, len(answers) // WINDOWS)
-    ends = min(MOST_WINDOW, max(1, len(answers) // 10))
+    ends = window(len(answers))
     windows = [answers[i : i + size] for i in range(0, len(answers) - size + 1, size)]
     return {
         "answers": len(answers),
@@ -196,6 +217,7 @@ def options() -> argparse.ArgumentParser:
     add("--updates", type=int, default=1_000_000, help="of all memories together")
     add("--minutes", type=float, default=math.inf, help="stop then, wherever it is")
     add("--tenants", type=int, default=16, help="memories, each updated one after another")
+    add("--at-first", type=int, help="memories that take the first updates by themselves (default: all)")
     add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
     add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
     add("--max-tokens", type=int, default=16)

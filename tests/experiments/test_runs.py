@@ -128,6 +128,16 @@ def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_pat
     assert left_over(server) == []
 
 
+def test_integrity_begins_with_few_memories(run: Run, tmp_path: Path) -> None:
+    words = ["--tenants", "4", "--at-first", "1"]
+    told = run(integrity.main, "--updates", "40", *words)
+    assert told["tenants"] == [{"updates": 10, "version": 10}] * 4
+    _, *lines = (tmp_path / "journal" / "integrity.jsonl").read_text().splitlines()
+    assert [int(line.split()[0]) for line in lines[:4]] == [0] * 4
+    # who waits for the first to get further does not outlast the time that was given
+    assert run(integrity.main, "--updates", "800", *words, "--minutes", "0", "--erase")["updates"] == 40
+
+
 def test_other_settings_are_not_mixed(run: Run) -> None:
     run(retention.main, "--items", "1", "--steps", "0")
     with pytest.raises(SystemExit, match="--fresh"):
