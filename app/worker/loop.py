@@ -17,6 +17,7 @@ import zmq
 from app.errors import ServiceError
 from app.messages import WORKER_LAST_SECONDS, Answer, Drain, decode_requests, encode
 from app.worker.engine import Engine
+from app.worker.heap import Heap, trimmer
 
 log = structlog.get_logger("worker")
 
@@ -86,6 +87,7 @@ class Loop:
         self._socket.set(zmq.LINGER, 1000)
         self._socket.connect(endpoint)
         self._background = background
+        self._heap = Heap(background.submit, trimmer())
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(background.wake, zmq.POLLIN)
@@ -117,6 +119,7 @@ class Loop:
             now = time.monotonic()
             if now - beat >= HEARTBEAT_SECONDS:
                 beat = now
+                self._heap.step(now)
                 self.send([engine.stats()])
             if self._drain_until is None:
                 continue
