@@ -41,6 +41,7 @@ CHAT_SHARE = 0.06  # contexts written as a chat message
 JOINED_SHARE = 0.2  # contexts of several facts that are one sentence
 AMERICAN_SHARE = 0.3
 UNUSUAL_SHARE = 0.12  # values of any words
+FULL_NAME_SHARE = 0.5  # values of one name that get a second: what is lost first in a crowd
 FREE_SHARE = 0.08  # claims of a relation that any noun may name
 
 
@@ -80,6 +81,9 @@ class Corpus:
 
     def _claim(self, relation: Relation, name: str | None) -> Claim:
         claim = self.generator.claim(relation, name)
+        if relation.kind == "person" and self.rng.random() < FULL_NAME_SHARE:
+            while " " not in claim.value:
+                claim = self.generator.claim(relation, name)
         if self.nouns and self.rng.random() < UNUSUAL_SHARE:
             unusual = unusual_value(self.rng, relation.kind, self.names, self.nouns)
             return Claim(relation, name, unusual) if unusual else claim

@@ -70,12 +70,12 @@ def curriculum(batch: int, num_blocks: int) -> tuple[Stage, ...]:
             "full pool",
             2.0,
             (
-                mix(0.2, 4, num_blocks, 4, facts=three, colliding=0.5, untold=0.06, **last),
-                mix(0.2, 8, num_blocks, num_blocks // 4, colliding=0.5, untold=0.03, **last),
-                mix(0.2, 16, num_blocks, num_blocks, colliding=0.4, **last),
+                mix(0.15, 4, num_blocks, 4, facts=three, colliding=0.5, untold=0.06, **last),
+                mix(0.15, 8, num_blocks, num_blocks // 4, colliding=0.5, untold=0.03, **last),
+                mix(0.35, 16, num_blocks, num_blocks, colliding=0.4, **last),
                 mix(0.1, 8, num_blocks, 0, colliding=1.0, changed=0.2, unknown=0.3),
                 buried(0.15, 8, (num_blocks // 2, num_blocks * 6 // 5)),
-                buried(0.15, 16, (num_blocks // 4, num_blocks)),
+                buried(0.1, 16, (num_blocks // 4, num_blocks)),
             ),
         ),
     )
