@@ -10,9 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from training import train
 from training.model import MemoryModel, compute_dtype
-from training.pools import simulate
 from training.reshape import begin, reshaped
 from training.stages import Mixture, curriculum
 from training.train import Trainer
@@ -53,26 +51,19 @@ def test_the_last_stage_asks_for_blocks_of_which_a_third_is_left() -> None:
 
 
 @pytest.mark.parametrize("buried", [True, False])
-def test_a_buried_group_lies_below_every_stale_block(
-    trainer: Trainer, buried: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    orders: list[list[int]] = []
-
-    def kept(rng: np.random.Generator, pools: int, order: list[list[int]], *sizes: int) -> object:
-        orders.extend(order)
-        return simulate(rng, pools, order, *sizes)
-
-    monkeypatch.setattr(train, "simulate", kept)
+def test_a_buried_group_lies_below_every_stale_block(trainer: Trainer, buried: bool) -> None:
     mixture = trainer.stages[-1].mixtures[-1]
     mixture = Mixture(1.0, 2, mixture.shape, 20, (10, 10), buried)
     groups, picks = trainer._groups(mixture, mixture.shape)
     assert [len(picked) for picked in picks] == [10, 10]
-    ranks = trainer._ranks(groups, picks, mixture)
-    assert ranks is not None
+    orders = trainer._order(groups, picks, mixture)
+    assert orders is not None
     own = len(groups[0].examples)
     below = [order[:own] == list(range(own)) for order in orders]
     assert all(below) if buried else not any(below)
     assert all(sorted(order) == list(range(own + 10)) for order in orders)
+    ranks = trainer._ranks(orders, mixture)
+    assert ranks.shape == (trainer.model.config.num_layers, 2, 20 * trainer.model.config.num_tokens)
 
 
 def test_bfloat16_is_taken_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
