@@ -12,10 +12,9 @@ import sys
 from collections.abc import Callable
 
 from app.errors import ServiceError
+from app.memory.residency import Submit
 
 EVERY_SECONDS = 30.0
-
-Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None], None]], None]
 
 
 def trimmer() -> Callable[[], object] | None:
