@@ -61,7 +61,7 @@ class Editing:
         await self.client.erase(tenant)
         before, first = await self._scores(case, self._world(world))
         await self.client.fork(self._world(world), tenant)
-        await self.client.update(tenant, case.text, short="repeat")
+        await self.client.update(tenant, case.text, short="fill")
         after, second = await self._scores(case, tenant)
         await self.client.erase(tenant)
         kept = [a == b for a, b in zip(first, second, strict=True)]
@@ -82,7 +82,7 @@ class Editing:
                 if error.response.status_code != 409:
                     raise
             for turn, text in enumerate(self.cases.worlds[world]):
-                await self.client.update(self._world(world), text, short="repeat", key=f"known-{turn}")
+                await self.client.update(self._world(world), text, short="fill", key=f"known-{turn}")
             self._ready.add(world)
 
     async def _scores(self, case: Case, tenant: str) -> tuple[dict[str, float], list[int]]:

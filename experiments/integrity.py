@@ -7,9 +7,10 @@ the version that the server gives it. An update that a kill cut off is sent agai
 is missing and none comes twice. ``--kill-at n`` shows it: the run kills itself (SIGKILL) behind n answers and goes on.
 ``--at-first m``: the others join when m of the memories have taken the first 10,000 (a tenth of a shorter run), so that
 the first answers are of memories as full as the last ones' and not of many young ones.
-``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command with more updates goes
-on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then. How to serve for it, and why
-with no more than 80 tenants, is in ``docs/performance.md``.
+``--also URL``, once or more, shares the memories out over other servers of the same model as well: a worker on a CPU
+keeps one core busy. ``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command
+with more updates goes on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then. How to
+serve for it, and why with no more than 80 tenants a server, is in ``docs/performance.md``.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from experiments import plot
 from experiments.client import Client
 from experiments.data import fair_fact, generator, item_of
-from experiments.session import Session, conduct, forget, parser
+from experiments.journal import remove
+from experiments.session import Session, conduct, erase_all, parser
 from experiments.tables import percent, print_rows
 
 WINDOWS = 100
@@ -43,6 +46,7 @@ class Integrity:
 
     def __init__(self, session: Session) -> None:
         self.session, self.client, self.given = session, session.client, session.arguments
+        self._clients = [session.client]
         self.answers: list[bool] = []
         self.behind: list[int] = []
         self.turns: Counter[int] = Counter()
@@ -50,6 +54,26 @@ class Integrity:
         self._joined = asyncio.Event()
 
     async def run(self) -> dict[str, Any]:
+        async with AsyncExitStack() as others:
+            for url in self.given.also:
+                other = await others.enter_async_context(
+                    Client(url, self.given.concurrency + 2, self.client.template)
+                )
+                await self._same_model(other, url)
+                self._clients.append(other)
+            return await self._run()
+
+    async def _same_model(self, other: Client, url: str) -> None:
+        """Raises SystemExit."""
+        if (await other.call("GET", "/ready", once=True))["fingerprint"] != self.session.server[
+            "fingerprint"
+        ]:
+            raise SystemExit(f"the server at {url} serves another model")
+
+    def _client(self, tenant: int) -> Client:
+        return self._clients[tenant % len(self._clients)]
+
+    async def _run(self) -> dict[str, Any]:
         begin, tenants = time.monotonic(), self.given.tenants
         self._end = begin + 60 * self.given.minutes
         self._replay(self.session.log.lines)
@@ -70,7 +94,7 @@ class Integrity:
         }
         told = self.session.keep(figures, chart(figures, len(self.answers), self.given.ask_every))
         for tenant in range(tenants * self.given.erase):
-            await self.client.erase(self.session.tenant(tenant))
+            await self._client(tenant).erase(self.session.tenant(tenant))
         return told
 
     def _replay(self, lines: list[bytes]) -> None:
@@ -97,7 +121,7 @@ class Integrity:
             self._joined.set()
 
     async def _one_after_another(self, tenant: int) -> None:
-        name, every = self.session.tenant(tenant), self.given.ask_every
+        name, every, client = self.session.tenant(tenant), self.given.ask_every, self._client(tenant)
         if tenant >= (self.given.at_first or self.given.tenants):
             await self._joined.wait()
         last = self._turns(tenant)
@@ -105,11 +129,11 @@ class Integrity:
             if time.monotonic() > self._end:
                 break
             fact = fair_fact(generator(self.given.seed, tenant * 100_000_000 + turn))
-            await self.client.update(name, fact.statement, short="repeat", key=str(turn))
+            await client.update(name, fact.statement, short="fill", key=str(turn))
             if turn % every == 0 or turn == last:
                 item = item_of(fact)
-                given = await self.client.ask(name, item.question, self.given.max_tokens)
-                right = item.right(given, self.client.asked(item.question))
+                given = await client.ask(name, item.question, self.given.max_tokens)
+                right = item.right(given, client.asked(item.question))
                 self.session.log.write(f"{tenant} {turn} {int(right)}".encode())
                 self._count(turn, right)
             self.turns[tenant] = turn
@@ -124,7 +148,9 @@ class Integrity:
         for tenant in range(self.given.tenants):
             path = f"/tenants/{self.session.tenant(tenant)}"
             # one that was never sent any is not there
-            view = await self.client.call("GET", path) if self.turns[tenant] else {"memory_version": 0}
+            view = (
+                await self._client(tenant).call("GET", path) if self.turns[tenant] else {"memory_version": 0}
+            )
             told.append({"updates": self.turns[tenant], "version": view["memory_version"]})
         return told
 
@@ -201,9 +227,12 @@ def killed_and_resumed(path: Path, words: list[str], kill_at: int) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-async def forgotten(url: str, path: Path) -> None:
-    async with Client(url, 2) as client:
-        await forget(client, "integrity", path)
+async def forgotten(urls: list[str], path: Path) -> None:
+    """Forgets what an earlier run has measured, and erases what it has left; the log goes last."""
+    async with AsyncExitStack() as clients:
+        for url in urls:
+            await erase_all(await clients.enter_async_context(Client(url, 2)), "integrity", path)
+    remove(path)
 
 
 def lines(path: Path) -> int:
@@ -218,6 +247,13 @@ def options() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=math.inf, help="stop then, wherever it is")
     add("--tenants", type=int, default=16, help="memories, each updated one after another")
     add("--at-first", type=int, help="memories that take the first updates by themselves (default: all)")
+    add(
+        "--also",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another server of the same model, for some of the memories",
+    )
     add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
     add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
     add("--max-tokens", type=int, default=16)
@@ -237,12 +273,15 @@ def without(words: list[str], option: str) -> list[str]:
 
 def main() -> int:
     arguments = options().parse_args()
+    path = arguments.results / "journal" / f"{arguments.name}.jsonl"
+    if arguments.fresh and (arguments.also or arguments.kill_at is not None):
+        asyncio.run(forgotten([arguments.url, *arguments.also], path))
+        arguments.fresh = False
     if arguments.kill_at is not None:
-        path = arguments.results / "journal" / f"{arguments.name}.jsonl"
-        if arguments.fresh:
-            asyncio.run(forgotten(arguments.url, path))
         return killed_and_resumed(path, without(sys.argv[1:], "--kill-at"), arguments.kill_at)
     arguments.concurrency = max(arguments.concurrency, arguments.tenants)
+    # a run goes on with as many, or memories would be looked for where they are not
+    arguments.servers = 1 + len(arguments.also)
     told = conduct(
         "integrity",
         arguments,

@@ -63,7 +63,7 @@ class Questions:
         return found
 
     async def _tell(self, tenant: str, fact: Fact) -> None:
-        await self.client.update(tenant, fact.statement, short="repeat")
+        await self.client.update(tenant, fact.statement, short="fill")
 
     async def _asked(self, row: str, tenant: str, item: Item) -> list[Any]:
         given = await self.client.ask(tenant, item.question, self.given.max_tokens)

@@ -77,12 +77,12 @@ class Retention:
             "steps": {},
         }
         measured["empty"] = await self._right(item, tenant)
-        answer = await self.client.update(tenant, item.context, short="repeat")
+        answer = await self.client.update(tenant, item.context, short="fill")
         version, texts = answer["memory_version"], [item.context]
         for step in self.steps:
             for text in itertools.islice(others, step + 1 - len(texts)):
                 texts.append(text)
-                await self.client.update(tenant, text, short="repeat")
+                await self.client.update(tenant, text, short="fill")
             given = await self._ask(item, tenant)
             measured["steps"][str(step)] = {
                 "given": given,
@@ -117,7 +117,7 @@ class Retention:
         own = {self.source.item(i).context for i in range(first, min(first + ITEMS_A_BASE, self.count))}
         others = (text for text in self.source.unrelated(WARM_STREAM + number) if text not in own)
         for turn, text in enumerate(itertools.islice(others, self.given.warm)):
-            await self.client.update(base, text, short="repeat", key=f"warm-{turn}")
+            await self.client.update(base, text, short="fill", key=f"warm-{turn}")
 
     async def _ask(self, item: Item, tenant: str, before: str = "") -> str:
         return await self.client.ask(tenant, item.question, self.given.max_tokens, before)

@@ -23,7 +23,7 @@ from experiments.journal import Journal, Log, OtherSettings, remove, run_of
 from experiments.machine import machine
 
 # these say how to run, not what is measured
-CONDUCT = {"url", "results", "fresh", "concurrency", "kill_at", "quiet", "name"}
+CONDUCT = {"url", "results", "fresh", "concurrency", "kill_at", "quiet", "name", "also"}
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -131,12 +131,17 @@ class Session:
         path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
         if chart is not None:
             plot.write(path.with_suffix(".svg"), chart)
-        self.log.close()
         return told
 
 
 async def forget(client: Client, experiment: str, path: Path) -> None:
     """Removes the log of an earlier run, and the memories that this has left in the server."""
+    await erase_all(client, experiment, path)
+    remove(path)
+
+
+async def erase_all(client: Client, experiment: str, path: Path) -> None:
+    """Erases the memories that the run of this log has left in the server."""
     run = run_of(path)
     if run is not None:
         prefix = f"{experiment}-{run}-"
@@ -146,7 +151,6 @@ async def forget(client: Client, experiment: str, path: Path) -> None:
                 if tenant.startswith(prefix):
                     await client.erase(tenant)
             page = await client.call("GET", f"/tenants?limit=1000&after={prefix}")
-    remove(path)
 
 
 def measured(words: Sequence[str]) -> list[str]:
@@ -183,7 +187,10 @@ def conduct(
         async with Client(arguments.url, arguments.concurrency + 2, template) as client:
             session = Session(experiment, arguments, client)
             await session.open(extendable)
-            return await body(session)
+            try:
+                return await body(session)
+            finally:
+                session.log.close()
 
     try:
         return asyncio.run(run())

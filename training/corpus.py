@@ -19,14 +19,19 @@ from training.relations import NEAR, RELATIONS, Relation
 from training.tokenizer import ASSISTANT, END, USER
 from training.variety import (
     CORRECTIONS,
+    DETERMINERS,
     LEAD_INS,
     QUESTION_LEAD_INS,
     american,
     free_relation,
     joined,
+    sentence_of,
+    somebody,
     terse,
     unusual_value,
+    with_capital,
     without_capital,
+    wrapped,
 )
 from training.words import FIRST_NAMES
 
@@ -36,6 +41,9 @@ CORRECTION_SHARE = 0.35  # contexts that change something and say that they do
 LEAD_IN_SHARE = CARELESS_SHARE = 0.08
 QUESTION_LEAD_IN_SHARE = 0.08
 TERSE_SHARE = 0.12  # questions that lack some of the words that say little
+WRAPPED_SHARE = 0.12  # questions asked in a roundabout way, where they can be
+ROLE_SHARE = 0.07  # people without a name: "my sister"
+PROSE_SHARE = 0.05  # contexts with a sentence of running text beside what they tell
 UNTOLD_ASIDE_SHARE = 0.3  # rows of groups that are not written whose prompt tells what it asks for
 CHAT_SHARE = 0.06  # contexts written as a chat message
 JOINED_SHARE = 0.2  # contexts of several facts that are one sentence
@@ -77,6 +85,8 @@ class Corpus:
                 return self.rng.choice(FIRST_NAMES)
             if draw < 0.32 and self.names:
                 return self.rng.choice(self.names)
+            if draw > 1 - ROLE_SHARE:
+                return somebody(self.rng)
         return name
 
     def _claim(self, relation: Relation, name: str | None) -> Claim:
@@ -167,7 +177,7 @@ class Corpus:
         unfinished = claim.unfinished(rng) if draw > 0.85 and claim.value != DONT_KNOW else None
         answer = [*self.encode(claim.value), self.end]
         if unfinished is not None:
-            asked = prefix + self.encode(unfinished)
+            asked = prefix + self.encode(with_capital(unfinished))
         elif draw < 0.6:
             asked = [self.user, *prefix, *self.encode(self._question(claim)), self.assistant]
         else:
@@ -180,7 +190,7 @@ class Corpus:
     def _statement(self, claims: Sequence[Claim], corrects: bool) -> str:
         """The statements of a context, as people type them; the first of them `corrects` an earlier one."""
         rng = self.rng
-        sentences = [claim.statement(rng) for claim in claims]
+        sentences = [with_capital(claim.statement(rng)) for claim in claims]
         if corrects and rng.random() < CORRECTION_SHARE:
             sentences[0] = rng.choice(CORRECTIONS) + without_capital(sentences[0])
         elif rng.random() < LEAD_IN_SHARE:
@@ -191,9 +201,12 @@ class Corpus:
     def _question(self, claim: Claim) -> str:
         """A question, now and then typed carelessly."""
         rng = self.rng
-        text = claim.question(rng)
-        if rng.random() < TERSE_SHARE:
+        text = with_capital(claim.question(rng))
+        draw = rng.random()
+        if draw < TERSE_SHARE:
             text = terse(rng, text)
+        elif draw < TERSE_SHARE + WRAPPED_SHARE:
+            text = wrapped(rng, text)
         if rng.random() < QUESTION_LEAD_IN_SHARE:
             text = rng.choice(QUESTION_LEAD_INS) + text[0].lower() + text[1:]
         if rng.random() < CARELESS_SHARE:
@@ -206,6 +219,8 @@ class Corpus:
         while len(ids) > MAX_CONTEXT and len(claims) > 1:
             claims.pop()
             ids = self.encode(self._statement(claims, corrects))
+        if self.texts and self.rng.random() < PROSE_SHARE:
+            ids = self._in_prose(ids)
         if self.rng.random() < CHAT_SHARE:
             return ([self.user, *ids] + self.encode(f"{ASSISTANT}Okay.{END}") * (self.rng.random() < 0.5))[
                 :MAX_CONTEXT
@@ -213,6 +228,14 @@ class Corpus:
         if len(ids) < self.min_tokens and self.rng.random() < 0.4:
             ids = ids * -(-self.min_tokens // len(ids))
         return ids[:MAX_CONTEXT]
+
+    def _in_prose(self, ids: list[int]) -> list[int]:
+        """The tokens of a context, with a sentence of running text before or after them if both fit into one."""
+        drawn = sentence_of(self.rng, self.rng.choice(self.texts))
+        prose = self.encode(drawn) if drawn else []
+        if len(ids) + len(prose) > MAX_CONTEXT:
+            return ids
+        return prose + ids if self.rng.random() < 0.5 else ids + prose
 
     def _english(self) -> Example:
         ids = self.encode(self.rng.choice(self.texts))
@@ -268,7 +291,7 @@ class Corpus:
 
 
 def alike(one: str | None, other: str | None) -> bool:
-    """Whether two names may mean the same person, such as Anna and Anna Tolvan."""
+    """Whether two names may mean the same person, such as Anna and Anna Tolvan, or our boss and the boss."""
     if one is None or other is None:
         return one is other
-    return bool(set(one.split()) & set(other.split()))
+    return bool((set(one.split()) & set(other.split())) - DETERMINERS)

@@ -78,6 +78,23 @@ def write_behind(
     return torch.cat([new, newer], 1)[:, torch.cat([first, then]).argsort()]
 
 
+def compacted(ranks: Tensor, own: int, old: int) -> tuple[Tensor, Tensor]:
+    """Leaves out of a bank of `own` rows, `old` rows and the initial block the old rows that no rank holds.
+
+    ranks: int64 [L, G, M], the row of the bank at each rank, none of the `old` ones twice. Returns the rows at each
+    rank of the smaller bank, of the same shape, and which of the old rows that keeps, int64 [L, G, S]: as many for
+    every pool, so that the last ones may be at no rank.
+    """
+    is_old = (ranks >= own) & (ranks < own + old)
+    place = is_old.cumsum(-1) - 1
+    most = int(is_old.sum(-1).max())
+    kept = torch.zeros(*ranks.shape[:-1], most, dtype=torch.int64)
+    layer, group, rank = is_old.nonzero(as_tuple=True)
+    kept[layer, group, place[layer, group, rank]] = ranks[layer, group, rank] - own
+    moved = torch.where(ranks >= own + old, ranks - old + most, ranks)
+    return torch.where(is_old, own + place, moved), kept
+
+
 def gather_pools(bank: Tensor, ranks: Tensor) -> Tensor:
     """bank [L, G, C·K, d] and ranks int64 [L, G, M] → pools [L, G, M, d]."""
     return bank.gather(2, ranks[..., None].expand(-1, -1, -1, bank.shape[-1]))

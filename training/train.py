@@ -28,9 +28,9 @@ from training.corpus import Corpus
 from training.examples import ANSWER, TEXT, Group, GroupShape, Key, batch_contexts, batch_rows
 from training.model import DTYPES, MemoryModel, ModelConfig, compute_dtype
 from training.optimizer import Optimizer
-from training.pools import follows, leave_out_forgotten, simulate, write_behind
+from training.pools import compacted, follows, leave_out_forgotten, simulate, write_behind
 from training.progress import Point, matched
-from training.stages import Mixture, curriculum
+from training.stages import Mixture, Old, curriculum
 from training.tokenizer import running_text
 
 MATRICES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -101,27 +101,26 @@ class Trainer:
         fresh = (torch.rand(count) < 0.2).view(1, count, 1, 1)
         return torch.where(fresh, initial, chosen)
 
-    def _groups(self, mixture: Mixture, shape: GroupShape) -> tuple[list[Group], list[list[int]]]:
+    def _old(self, mixture: Mixture) -> Old:
+        """How many blocks of earlier steps each group's pool takes; none before there are enough."""
+        return mixture.old(self.rng) if self.cache.shape[1] >= CACHE_BLOCKS // 2 else Old(0, 0, 0)
+
+    def _groups(self, count: int, shape: GroupShape, old: Old) -> tuple[list[Group], list[list[int]]]:
         """Groups, and the blocks of earlier steps that each one's pool takes besides its own."""
-        old = self.rng.randint(*mixture.stale) if self.cache.shape[1] >= 256 else 0
-        picks = [self.rng.sample(range(self.cache.shape[1]), old) for _ in range(mixture.groups)]
+        picks = [self.rng.sample(range(self.cache.shape[1]), old.count) for _ in range(count)]
         told = [frozenset().union(*(self.cache_keys[pick] for pick in picked)) for picked in picks]
         return [self.corpus.group(shape, keys) for keys in told], picks
 
-    def _order(self, groups: list[Group], picks: list[list[int]], mixture: Mixture) -> list[list[int]] | None:
-        """The order in which each group's pool takes the blocks of its bank: the group's own, its stale ones and the
-        initial one. None: the own block alone is read."""
-        if mixture.window == 1:
-            return None
-        own, old = len(groups[0].examples), len(picks[0])
+    def _order(self, groups: list[Group], picks: list[list[int]], old: Old) -> list[list[int]]:
+        """The order in which each group's pool takes the blocks of its bank: the group's own, its old ones and the
+        initial one."""
+        own = len(groups[0].examples)
         order = []
         for group, picked in zip(groups, picks, strict=True):
             if not group.told:
-                order.append([own + old] * (own + old))
+                order.append([own + old.count] * (own + old.count))
                 continue
-            ordered = iter(range(own))
-            places = range(own + old) if mixture.buried else self.rng.sample(range(own + old), own + old)
-            blocks = [next(ordered) if block < own else block for block in places]
+            blocks = old.order(own, self.rng)
             # What is said later wins, so an old block that speaks of the same goes first.
             keys = group.keys
             same = {own + i for i, pick in enumerate(picked) if self.cache_keys[pick] & keys}
@@ -137,16 +136,18 @@ class Trainer:
         ).reshape(config.num_layers, len(order), -1)  # fmt: skip
         return torch.from_numpy(ranks[:, :, -mixture.window * config.num_tokens :].copy())
 
-    def _bank(self, new: Tensor, groups: list[Group], picks: list[list[int]]) -> Tensor:
-        """[L, G, C·K, d]: each group's own blocks, its stale ones and the initial block."""
-        layers, _, _, d = new.shape
-        count = len(groups)
+    def _bank(self, new: Tensor, ranks: Tensor, picks: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """[L, G, C, d]: each group's own blocks, what is left of its old ones, and the initial block; the rows at each
+        rank of it."""
+        layers, _, k_tokens, d = new.shape
+        count = len(picks)
         bank = [new.view(layers, count, -1, d)]
         if picks[0]:
-            flat = torch.tensor(picks).flatten()
-            bank.append(self.cache[:, flat].reshape(layers, count, -1, d))
+            ranks, kept = compacted(ranks, bank[0].shape[2], len(picks[0]) * k_tokens)
+            blocks = torch.tensor(picks).expand(layers, -1, -1).gather(2, kept // k_tokens)
+            bank.append(self.cache[torch.arange(layers)[:, None, None], blocks, kept % k_tokens])
         bank.append(self.model.initial_block[:, None].expand(-1, count, -1, -1))
-        return torch.cat(bank, 2)
+        return torch.cat(bank, 2), ranks
 
     def loss(self) -> tuple[Tensor, list[float]]:
         """One batch: the loss, and its answer loss, answers known and right, known, unknown and right, unknown."""
@@ -157,8 +158,10 @@ class Trainer:
         shape, count = mixture.shape, mixture.groups
         if self.stage and self.rng.random() < 0.06:
             shape = replace(shape, in_prompt=0.5)
-        groups, picks = self._groups(mixture, shape)
-        order = self._order(groups, picks, mixture)
+        old = self._old(mixture)
+        groups, picks = self._groups(count, shape, old)
+        # with a window of one block a context's own block alone is read
+        order = None if mixture.window == 1 else self._order(groups, picks, old)
         ranks = None if order is None else self._ranks(order, mixture)
         if ranks is not None:
             leave_out_forgotten(groups, ranks, self.model.config.num_tokens)
@@ -169,9 +172,9 @@ class Trainer:
         layers = self.model.layer_weights()
         behind = [] if order is None else follows(order, own)
         new = write_behind(self.model, ids, lengths, self._tails(len(examples)), behind, layers)
-        bank = (
-            new.view(len(new), count, -1, new.shape[-1]) if ranks is None else self._bank(new, groups, picks)
-        )
+        bank = new.view(len(new), count, -1, new.shape[-1])
+        if ranks is not None:
+            bank, ranks = self._bank(new, ranks, picks)
         hidden = self.model.read(
             rows.view(count, own, -1),
             row_lengths.view(count, own),

@@ -4,6 +4,7 @@ of any words. Only training uses it; evaluations stay on the fixed relations."""
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from training.relations import Relation
@@ -15,6 +16,13 @@ LEAD_INS = (
     "I heard that ",
     "Remember that ",
     "Did you know? ",
+    "FYI, ",
+    "Just so you know, ",
+    "For the record: ",
+    "Keep in mind that ",
+    "You should know that ",
+    "One more thing: ",
+    "Hey, ",
 )
 QUESTION_LEAD_INS = (
     "Quick question: ",
@@ -44,12 +52,53 @@ OUR_FIRST_WORDS = (
     "My ", "The ", "Our ", "We ", "In ", "A ", "As ", "For ", "Every ", "Everybody ", "Everything ", "Friends ", "Of ",
     "On ", "To ", "You ", "Between ", "From ", "Online ", "One ", "They ", "Call ", "People ", "There ",
 )  # fmt: skip
+# who people speak of without a name
+ROLES = (
+    "sister", "brother", "wife", "husband", "mother", "father", "son", "daughter", "aunt", "uncle", "cousin", "nephew",
+    "niece", "grandmother", "grandfather", "boss", "manager", "colleague", "assistant", "neighbour", "landlord",
+    "doctor", "dentist", "lawyer", "coach", "teacher", "friend", "best friend", "girlfriend", "boyfriend", "partner",
+    "roommate", "client", "guest", "trainer", "hairdresser",
+)  # fmt: skip
+DETERMINERS = frozenset(("my", "our", "the"))
+ASKED = re.compile(r"(What is|What's|What was|Who is|Who's|Tell me) ((?:(?! called).)+?)(?: again)?[?.]")
+# {r} is what is asked for, such as "Anna's dentist", and {w} who or what
+WRAPPERS = (
+    "{r}?", "{r}, please?", "Can you tell me {r}?", "Do you remember {r}?", "Do you remember {w} {r} is?",
+    "I would like to know {r}.", "I need to know {w} {r} is.", "Please look up {r}.", "Give me {r}.",
+    "What did I say about {r}?", "Any idea {w} {r} is?", "Do you happen to know {r}?", "I can't remember {r}.",
+    "Have you got {r}?", "Let me know {w} {r} is.", "I wonder {w} {r} is.", "Have I told you {w} {r} is?",
+)  # fmt: skip
 FREE_KINDS = ("word", "word", "person", "number", "code", "time", "company")
 
 
 def without_capital(sentence: str) -> str:
     """The sentence as it stands inside another: names, values and "I" keep their capital."""
     return sentence[0].lower() + sentence[1:] if sentence.startswith(OUR_FIRST_WORDS) else sentence
+
+
+def with_capital(sentence: str) -> str:
+    """The sentence as it stands alone, even where it begins with somebody who has no name."""
+    return sentence[0].upper() + sentence[1:]
+
+
+def somebody(rng: random.Random) -> str:
+    """Somebody without a name: "my sister"."""
+    return f"{rng.choice(('my', 'my', 'my', 'our', 'the'))} {rng.choice(ROLES)}"
+
+
+def wrapped(rng: random.Random, question: str) -> str:
+    """The question asked in a roundabout way, if it names what it asks for: "Who is X?", "What's X?", "Tell me X.\""""
+    asked = ASKED.fullmatch(question)
+    if asked is None:
+        return question
+    word = "who" if asked[1].startswith("Who") else "what"
+    return with_capital(rng.choice(WRAPPERS).format(r=asked[2], w=word))
+
+
+def sentence_of(rng: random.Random, text: str) -> str | None:
+    """A sentence of running text, 4 to 16 words long; None if the drawn one is not."""
+    drawn = rng.choice(text.split(". "))
+    return drawn.removesuffix(".") + "." if 4 <= len(drawn.split(" ")) <= 16 else None
 
 
 def american(text: str) -> str:

@@ -42,6 +42,11 @@ class Sizes:
     most: int
     repeated: int
 
+    @property
+    def full(self) -> int:
+        """What a text is repeated to."""
+        return min(max(self.least, self.repeated), self.most)
+
 
 def cut_text(text: str, sizes: Sizes, encode: Encode) -> list[Context]:
     """Contexts whose texts, joined, are ``text``; each has ``sizes.least`` to ``sizes.most`` tokens.
@@ -73,7 +78,7 @@ def cut_tokens(tokens: Sequence[int], sizes: Sizes) -> list[Context]:
 
 def repeat_text(text: str, tokens: Sequence[int], sizes: Sizes, encode: Encode) -> Context:
     """``text`` again and again, a space between, until it has enough tokens to be remembered."""
-    aim = min(max(sizes.least, sizes.repeated), sizes.most)
+    aim = sizes.full
     each = max(1, len(encode(f"{text} {text}").tokens) - len(tokens))
     times = 1 + -(-max(0, aim - len(tokens)) // each)
     repeated = encode(" ".join([text] * times)).tokens
@@ -84,8 +89,7 @@ def repeat_text(text: str, tokens: Sequence[int], sizes: Sizes, encode: Encode) 
 
 
 def repeat_tokens(tokens: Sequence[int], sizes: Sizes) -> Context:
-    aim = min(max(sizes.least, sizes.repeated), sizes.most)
-    times = -(-aim // len(tokens))
+    times = -(-sizes.full // len(tokens))
     return Context((list(tokens) * times)[: sizes.most])
 
 

@@ -114,7 +114,7 @@ async def _rebuilt(
 
 
 def _pieces(texts: Texts, model: ModelInfo, tokenizer: Tokenizer) -> list[RebuiltContext]:
-    """The contexts that updates with these texts would have today; what is too short is repeated."""
+    """The contexts that updates with these texts would have today; what is too short, or was repeated, is repeated."""
     sizes = contexts.Sizes(model.min_context, model.max_context, model.num_tokens)
     return [
         RebuiltContext(piece.tokens, piece.text or "", kept.memory_version)
@@ -125,13 +125,14 @@ def _pieces(texts: Texts, model: ModelInfo, tokenizer: Tokenizer) -> list[Rebuil
 
 def _cut(kept: KeptText, sizes: contexts.Sizes, tokenizer: Tokenizer) -> list[Context]:
     # a text that was taken once is taken again, whatever the limit for new ones has become
-    cut = partial(
-        cut_or_repeat, sizes=sizes, tokenizer=tokenizer, limit=_MOST_TOKENS, repeat=True, param="text"
-    )
-    pieces, _ = cut(kept.text)
+    cut = partial(cut_or_repeat, sizes=sizes, tokenizer=tokenizer, limit=_MOST_TOKENS, param="text")
+    pieces, short = cut(kept.text, least=sizes.least)
+    if short == "none" and kept.tokens >= 2 * len(pieces[0].tokens) and len(pieces) == 1:
+        # it was written more than once, to fill a block
+        return cut(kept.text, least=sizes.full)[0]
     if len(pieces) == 1 and len(pieces[0].tokens) != kept.tokens and kept.text.strip():
         # a piece of a longer text was told without the white space at its end
-        stripped, _ = cut(kept.text.rstrip())
+        stripped, _ = cut(kept.text.rstrip(), least=sizes.least)
         if len(stripped) == 1 and len(stripped[0].tokens) == kept.tokens:
             return [Context(stripped[0].tokens, kept.text)]
     return pieces

@@ -106,8 +106,10 @@ class UpdateBody(Body):
     idempotency_key: IdempotencyKey | None = Field(
         None, description="a retry with the same key gets the first answer and changes nothing"
     )
-    short: Literal["refuse", "repeat"] = Field(
-        "refuse", description="what to do with a text shorter than the model's contexts"
+    short: Literal["refuse", "repeat", "fill"] = Field(
+        "refuse",
+        description="what to do with a text shorter than the model's contexts; "
+        "with fill, one shorter than a block is repeated too",
     )
     stream: bool = Field(False, description="report progress block by block, as server-sent events")
 

@@ -111,42 +111,42 @@ async def _contexts(
 ) -> tuple[list[Context], Short]:
     """Raises ContextTooShort, TooManyTokens, NoTokenizer, InvalidRequest."""
     sizes = contexts.Sizes(model.min_context, model.max_context, model.num_tokens)
-    repeat = body.short == "repeat"
+    least = {"refuse": 0, "repeat": sizes.least, "fill": sizes.full}[body.short]
     if isinstance(body.text, list):
         check_tokens(body.text, model.vocab_size, "text")
         if len(body.text) > settings.max_update_tokens:
             raise TooManyTokens(
                 f"more than the {settings.max_update_tokens:,} tokens that are allowed", param="text"
             )
-        if len(body.text) >= sizes.least:
-            return contexts.cut_tokens(body.text, sizes), "none"
-        if not repeat:
+        if len(body.text) < least:
+            return [contexts.repeat_tokens(body.text, sizes)], "repeated"
+        if len(body.text) < sizes.least:
             raise contexts.too_short(len(body.text), sizes, "text")
-        return [contexts.repeat_tokens(body.text, sizes)], "repeated"
+        return contexts.cut_tokens(body.text, sizes), "none"
     param = "text" if body.messages is None else "messages"
     known = need(tokenizer, param)
     if body.messages is not None:
         text = await render(known, body.messages, prompt=False)
     else:
         text = body.text or ""
-    cut = partial(cut_or_repeat, text, sizes, known, settings.max_update_tokens, repeat, param)
+    cut = partial(cut_or_repeat, text, sizes, known, settings.max_update_tokens, least, param)
     return cut() if len(text) <= INLINE_CHARS else await asyncio.to_thread(cut)
 
 
 def cut_or_repeat(
-    text: str, sizes: contexts.Sizes, tokenizer: Tokenizer, limit: int, repeat: bool, param: str
+    text: str, sizes: contexts.Sizes, tokenizer: Tokenizer, limit: int, least: int, param: str
 ) -> tuple[list[Context], Short]:
-    """A text's contexts, and what was done if it is too short for one.
+    """A text's contexts, and what was done if it is short: one of fewer than ``least`` tokens is repeated.
 
     Raises ContextTooShort, TooManyTokens, InvalidRequest.
     """
     encode = partial(tokenizer.encode, limit=limit, param=param)
     pieces = contexts.cut_text(text, sizes, encode)
     tokens = pieces[0].tokens
-    if len(pieces) > 1 or len(tokens) >= sizes.least:
+    if len(pieces) > 1 or len(tokens) >= max(least, sizes.least):
         return pieces, "none"
     if not tokens:
         raise InvalidRequest("the text has no tokens", param=param)
-    if not repeat:
+    if len(tokens) >= least:
         raise contexts.too_short(len(tokens), sizes, param)
     return [contexts.repeat_text(text, tokens, sizes, tokenizer.encode)], "repeated"

@@ -14,8 +14,10 @@ from app.cli.options import DEFAULT_TENANT, DEFAULT_URL, Json, Tenant, Url, file
 from app.cli.output import err, out, print_json
 
 Short = Annotated[
-    Literal["refuse", "repeat"],
-    typer.Option(help="what to do with a text below the model's shortest context"),
+    Literal["refuse", "repeat", "fill"],
+    typer.Option(
+        help="what to do with a text below the model's shortest context (fill: or shorter than a block)"
+    ),
 ]
 
 
@@ -83,7 +85,7 @@ def told(answer: Answer, tenant: str) -> str:
     if answer.get("replayed"):
         return f"this key's update was done before; {tenant!r} is at version {answer['memory_version']}"
     blocks = answer["blocks"]
-    again = ", the text repeated to reach the shortest context" if answer.get("short") == "repeated" else ""
+    again = ", the text repeated to fill a block" if answer.get("short") == "repeated" else ""
     return (
         f"remembered {answer['tokens']} tokens in {blocks} block{'s' if blocks != 1 else ''}{again}; "
         f"{tenant!r} is at version {answer['memory_version']}"

@@ -10,7 +10,7 @@ import pytest
 from app.api.tokens import Tokenizer
 from app.messages import KeptText, RebuildTenant, Update
 from tests.api.conftest import Service
-from tests.api.fake_worker import MAX_CONTEXT, MIN_CONTEXT
+from tests.api.fake_worker import MAX_CONTEXT, MIN_CONTEXT, NUM_TOKENS
 from tests.api.test_bad_input import check_error
 
 pytestmark = pytest.mark.anyio
@@ -47,13 +47,32 @@ async def test_texts_are_cut_as_updates_are(service: Service) -> None:
     assert all(MIN_CONTEXT <= len(c.tokens) <= MAX_CONTEXT for c in contexts)
 
 
+@pytest.mark.parametrize("times", [1, 2, 7])
+async def test_what_filled_a_block_fills_one_again(
+    service: Service, tokenizer: Tokenizer, times: int
+) -> None:
+    text = "Maya sings."
+    once = tokenizer.ids(text)
+    assert MIN_CONTEXT <= len(once) < NUM_TOKENS
+    service.fake.memories["foreign"] = 1
+    service.fake.texts = [KeptText(1, times * len(once), text)]
+    await service.post("/tenants/foreign/rebuild", {})
+    (context,) = sent(service).contexts
+    assert (context.tokens == once) if times == 1 else (len(context.tokens) >= NUM_TOKENS)
+    assert context.text == text
+
+
 async def test_a_piece_of_a_text_is_told_as_it_was(service: Service, tokenizer: Tokenizer) -> None:
     """White space at a cut was never among a piece's tokens; at the end of a whole text it was."""
     text = "It never rains in Lisbon.  "
     bare, whole = tokenizer.ids(text.rstrip()), tokenizer.ids(text)
     assert len(bare) < len(whole)
     service.fake.memories["foreign"] = 2
-    service.fake.texts = [KeptText(1, len(bare), text), KeptText(2, len(whole), text), KeptText(3, 99, text)]
+    service.fake.texts = [
+        KeptText(1, len(bare), text),
+        KeptText(2, len(whole), text),
+        KeptText(3, len(whole) + 1, text),
+    ]
     await service.post("/tenants/foreign/rebuild", {})
     assert [c.tokens for c in sent(service).contexts] == [bare, whole, whole]
     assert [c.text for c in sent(service).contexts] == [text] * 3

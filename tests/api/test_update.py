@@ -11,7 +11,7 @@ import pytest
 from app.api.tokens import Tokenizer
 from app.messages import Timings, Update, Updated, UpdateProgress
 from tests.api.conftest import Service
-from tests.api.fake_worker import MAX_CONTEXT, NUM_TOKENS
+from tests.api.fake_worker import MAX_CONTEXT, MIN_CONTEXT, NUM_TOKENS
 from tests.api.test_bad_input import check_error
 
 pytestmark = pytest.mark.anyio
@@ -89,9 +89,29 @@ async def test_short_text_repeated(service: Service, text: str | list[int]) -> N
     assert NUM_TOKENS <= len(sent.contexts[0].tokens) <= MAX_CONTEXT
 
 
-async def test_long_text_is_not_repeated(service: Service) -> None:
-    response = await service.post("/update", {"tenant": "alice", "text": TEXT, "short": "repeat"})
+@pytest.mark.parametrize("short", ["repeat", "fill"])
+async def test_long_text_is_not_repeated(service: Service, short: str) -> None:
+    response = await service.post("/update", {"tenant": "alice", "text": TEXT, "short": short})
     assert response.json()["short"] == "none"
+
+
+@pytest.mark.parametrize("text", ["Maya sings.", [7, 8, 9, 10, 11]])
+async def test_text_shorter_than_a_block_is_repeated_only_to_fill_it(
+    service: Service, tokenizer: Tokenizer, text: str | list[int]
+) -> None:
+    tokens = tokenizer.ids(text) if isinstance(text, str) else text
+    assert MIN_CONTEXT <= len(tokens) < NUM_TOKENS
+    lengths = []
+    for short, told in (("refuse", "none"), ("repeat", "none"), ("fill", "repeated")):
+        response = await service.post("/update", {"tenant": "alice", "text": text, "short": short})
+        assert response.json()["short"] == told
+        sent = service.seen[-1]
+        assert isinstance(sent, Update)
+        (context,) = sent.contexts
+        assert context.tokens[: len(tokens)] == tokens
+        lengths.append(len(context.tokens))
+    assert lengths[:2] == [len(tokens)] * 2
+    assert NUM_TOKENS <= lengths[2] <= MAX_CONTEXT
 
 
 @pytest.mark.parametrize("in_header", [True, False])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from experiments import editing, everything, forgetting, integrity, questions, report, retention
+from experiments.client import Client
 from tests.experiments.test_scoring import FLAT, ZSRE, squad
 from tests.server.process import ServerProcess
 
@@ -136,6 +137,32 @@ def test_integrity_begins_with_few_memories(run: Run, tmp_path: Path) -> None:
     assert [int(line.split()[0]) for line in lines[:4]] == [0] * 4
     # who waits for the first to get further does not outlast the time that was given
     assert run(integrity.main, "--updates", "800", *words, "--minutes", "0", "--erase")["updates"] == 40
+
+
+def test_integrity_shares_its_memories_out_over_servers(
+    run: Run, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ServerProcess(tmp_path / "other", model="pocket") as other:
+        words = ["--tenants", "3", "--also", other.url]
+        told = run(integrity.main, "--updates", "9", *words, "--kill-at", "2")
+        assert told["tenants"] == [{"updates": 3, "version": 3}] * 3
+        assert told["settings"]["servers"] == 2
+        names = left_over(server), left_over(other)
+        assert [[name[-2:] for name in some] for some in names] == [["-0", "-2"], ["-1"]]
+        with pytest.raises(SystemExit, match="other settings"):
+            run(integrity.main, "--updates", "12", "--tenants", "3")
+        run(integrity.main, "--updates", "3", *words, "--fresh", "--erase")
+        assert left_over(server) == left_over(other) == []
+        # another model would mix two models' answers
+        call = Client.call
+
+        async def changed(client: Client, *given: Any, **named: Any) -> dict[str, Any]:
+            there = str(client._http.base_url).startswith(other.url)
+            return await call(client, *given, **named) | ({"fingerprint": "another"} if there else {})
+
+        monkeypatch.setattr(Client, "call", changed)
+        with pytest.raises(SystemExit, match="serves another model"):
+            run(integrity.main, "--updates", "6", *words, "--fresh")
 
 
 def test_other_settings_are_not_mixed(run: Run) -> None:

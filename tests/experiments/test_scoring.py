@@ -16,6 +16,7 @@ from experiments.questions import people
 from experiments.session import measured
 from training.facts import FactGenerator
 from training.relations import RELATIONS
+from training.variety import ASKED, WRAPPERS
 
 
 def test_exact_and_held_answers() -> None:
@@ -66,6 +67,16 @@ def test_unseen_wordings_are_in_no_template_of_the_training() -> None:
     known = {relation.name: relation for relation in RELATIONS}
     assert set(wordings.UNSEEN) <= set(known)
     assert len(wordings.UNSEEN) >= 60
+    # nor in what training makes of a template
+    for name in wordings.UNSEEN:
+        made = {
+            wrapper.format(r=asked[2], w=word)
+            for template in known[name].questions
+            if (asked := ASKED.fullmatch(template))
+            for wrapper in WRAPPERS
+            for word in ("who", "what")
+        }
+        assert not {text.casefold() for text in wordings.UNSEEN[name]} & {text.casefold() for text in made}
     used = {question for relation in RELATIONS for question in relation.questions}
     for name in wordings.UNSEEN:
         assert not set(wordings.UNSEEN[name]) & used

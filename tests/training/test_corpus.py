@@ -11,7 +11,7 @@ from training.examples import ANSWER, NO_LOSS, UNKNOWN, Example, GroupShape, Key
 from training.facts import Claim, is_held_out
 from training.relations import NEAR
 from training.tokenizer import ASSISTANT, END, USER
-from training.variety import joined, terse
+from training.variety import ROLES, joined, sentence_of, terse, wrapped
 
 
 @pytest.fixture
@@ -220,6 +220,9 @@ def test_names_that_share_a_word_may_mean_the_same_person() -> None:
     assert alike(None, None)
     assert not alike("Anna", "Annabel")
     assert not alike("Anna", None)
+    assert alike("our boss", "the boss")
+    assert not alike("my sister", "my brother")
+    assert not alike("my sister", None)
 
 
 def test_some_contexts_stay_short_and_some_are_repeated(corpus: Corpus) -> None:
@@ -252,6 +255,44 @@ def test_joined_sentences_keep_the_capitals_of_names() -> None:
     assert joined(["Anna lives in Tolva.", "My dog is called Rex.", "I drive a Zan."]) == (
         "Anna lives in Tolva and my dog is called Rex and I drive a Zan."
     )
+
+
+def test_a_question_in_a_roundabout_way_still_names_what_it_asks_for() -> None:
+    rng = random.Random(0)
+    told = {wrapped(rng, "Who is Anna's dentist?") for _ in range(200)}
+    assert len(told) > 10
+    assert all("Anna's dentist" in text for text in told)
+    assert any(text.startswith("Anna's dentist") for text in told)
+    assert not any("what" in text.lower() for text in told - {"What did I say about Anna's dentist?"})
+    assert {"The PIN of Leo?", "Give me the PIN of Leo."} <= {
+        wrapped(rng, "Tell me the PIN of Leo.") for _ in range(200)
+    }
+    for other in ("Where does Anna live?", "What is Anna's dog called?", "How old is Leo?"):
+        assert wrapped(rng, other) == other
+
+
+def test_a_sentence_of_a_text_is_whole_and_neither_long_nor_short() -> None:
+    text = (
+        "It rained. He went home and read a book until it was late. "
+        + "So " * 30
+        + "on. She slept well that night"
+    )
+    drawn = {sentence_of(random.Random(seed), text) for seed in range(100)}
+    assert drawn == {None, "He went home and read a book until it was late.", "She slept well that night."}
+
+
+def test_people_without_a_name_begin_a_sentence_with_a_capital(corpus: Corpus) -> None:
+    found = 0
+    for _ in range(400):
+        claim = corpus.claims(GroupShape(1, facts=(1, 0, 0), first_person=0.0))[0][0]
+        if claim.name and claim.name.split()[0] in ("my", "our", "the"):
+            found += 1
+            assert claim.name.split(" ", 1)[1] in ROLES
+            text = corpus._statement([claim], False)
+            assert text[0].isupper()
+            assert claim.name.casefold() in text.replace("neighbor", "neighbour").casefold()
+            assert corpus._question(claim)
+    assert 5 < found < 80
 
 
 def test_a_terse_question_keeps_what_it_is_about_and_in_its_order() -> None:
