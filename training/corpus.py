@@ -21,19 +21,23 @@ from training.variety import (
     CORRECTIONS,
     DETERMINERS,
     LEAD_INS,
+    PLACE,
     QUESTION_LEAD_INS,
     american,
+    free_action,
+    free_place,
     free_relation,
     joined,
     sentence_of,
     somebody,
     terse,
     unusual_value,
+    whereabouts,
     with_capital,
     without_capital,
     wrapped,
 )
-from training.words import FIRST_NAMES
+from training.words import COLOURS, FIRST_NAMES
 
 DONT_KNOW = "I don't know"
 MAX_CONTEXT = 64
@@ -50,7 +54,7 @@ JOINED_SHARE = 0.2  # contexts of several facts that are one sentence
 AMERICAN_SHARE = 0.3
 UNUSUAL_SHARE = 0.12  # values of any words
 FULL_NAME_SHARE = 0.5  # values of one name that get a second: what is lost first in a crowd
-FREE_SHARE = 0.08  # claims of a relation that any noun may name
+FREE_SHARE = 0.12  # claims of a relation that any noun or verb may name
 
 
 class Corpus:
@@ -89,7 +93,18 @@ class Corpus:
                 return somebody(self.rng)
         return name
 
+    def _free(self) -> Relation:
+        """A relation that the fixed ones do not have."""
+        draw = self.rng.random()
+        if draw < 0.25:
+            return free_action(self.rng)
+        return (
+            free_place(self.rng, self.nouns, COLOURS) if draw < 0.4 else free_relation(self.rng, self.nouns)
+        )
+
     def _claim(self, relation: Relation, name: str | None) -> Claim:
+        if relation.kind == PLACE:
+            return Claim(relation, name, whereabouts(self.rng, self.nouns))
         claim = self.generator.claim(relation, name)
         if relation.kind == "person" and self.rng.random() < FULL_NAME_SHARE:
             while " " not in claim.value:
@@ -126,7 +141,7 @@ class Corpus:
                 while True:
                     relation = rng.choice(relations)
                     if self.nouns and not colliding and rng.random() < FREE_SHARE:
-                        relation = free_relation(rng, self.nouns)
+                        relation = self._free()
                     name = None
                     if relation.subject != "none" and not (
                         relation.has_first_person and rng.random() < shape.first_person

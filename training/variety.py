@@ -69,6 +69,18 @@ WRAPPERS = (
     "Have you got {r}?", "Let me know {w} {r} is.", "I wonder {w} {r} is.", "Have I told you {w} {r} is?",
 )  # fmt: skip
 FREE_KINDS = ("word", "word", "person", "number", "code", "time", "company")
+# what people do to things, and to each other
+DOING = (
+    "teach", "repair", "sell", "collect", "study", "paint", "write", "breed", "translate", "build", "grow", "rent",
+    "manage", "design", "bake", "research", "import", "restore", "train", "cook",
+)  # fmt: skip
+HELPING = (
+    "coach", "train", "teach", "supervise", "mentor", "employ", "represent", "advise", "assist", "replace", "support",
+    "examine", "interview", "tutor",
+)  # fmt: skip
+PLACES = ("under", "behind", "near", "in", "on", "next to", "above", "inside")
+STREETS = ("Street", "Road", "Lane", "Avenue", "Square", "Hill", "Court", "Way")
+PLACE = "place"
 
 
 def without_capital(sentence: str) -> str:
@@ -136,12 +148,60 @@ def free_relation(rng: random.Random, nouns: Sequence[str]) -> Relation:
     return Relation(f"free {noun}", rng.choice(FREE_KINDS), statements, questions, subject)
 
 
+def _does(verb: str) -> str:
+    if verb.endswith("dy"):
+        return verb.removesuffix("y") + "ies"
+    return verb + ("es" if verb.endswith("ch") else "s")
+
+
+def free_action(rng: random.Random) -> Relation:
+    """A relation that a verb names: "Anna repairs Tolvan", "Leo coaches Anna"."""
+    if rng.random() < 0.5:
+        verb = rng.choice(DOING)
+        statements = (f"[{{n}} {_does(verb)}|I {verb}] {{v}}.", f"[{{n}} likes|I like] to {verb} {{v}}.",
+                      f"What [{{n}} {_does(verb)}|I {verb}] is {{v}}.")  # fmt: skip
+        questions = (f"What [does {{n}}|do I] {verb}?", f"What is it that [{{n}} {_does(verb)}|I {verb}]?",
+                     f"What [does {{n}}|do I] like to {verb}?")  # fmt: skip
+        return Relation(f"what they {verb}", rng.choice(("word", "food", "animal")), statements, questions)
+    verb = rng.choice(HELPING)
+    statements = (f"{{v}} {_does(verb)} [{{n}}|me].", f"The person who {_does(verb)} [{{n}}|me] is {{v}}.",
+                  f"It is {{v}} who {_does(verb)} [{{n}}|me].")  # fmt: skip
+    asked = (f"Who {_does(verb)} [{{n}}|me]?", f"Who is it that {_does(verb)} [{{n}}|me]?")
+    return Relation(f"who {_does(verb)} them", "person", statements, asked)
+
+
+def free_place(rng: random.Random, nouns: Sequence[str], colours: Sequence[str]) -> Relation:
+    """Where some thing is: "The red folder is under the stairs"."""
+    noun = rng.choice(nouns)
+    if rng.random() < 0.4:
+        noun = f"{rng.choice(colours)} {noun}"
+    statements = (f"The {noun} is {{v}}.", f"I put the {noun} {{v}}.", f"We keep the {noun} {{v}}.",
+                  f"You can find the {noun} {{v}}.", f"The {noun} lies {{v}}.")  # fmt: skip
+    questions = (f"Where is the {noun}?", f"Where did I put the {noun}?", f"Where do we keep the {noun}?",
+                 f"Where can I find the {noun}?", f"Where's the {noun}?")  # fmt: skip
+    return Relation(f"place of the {noun}", PLACE, statements, questions, "none")
+
+
+def whereabouts(rng: random.Random, nouns: Sequence[str]) -> str:
+    """Where a thing may be: "under the stairs", "in harvest 7"."""
+    if rng.random() < 0.2:
+        return f"in {rng.choice(nouns)} {rng.randint(1, 40)}"
+    return f"{rng.choice(PLACES)} the {rng.choice(nouns)}"
+
+
 def unusual_value(rng: random.Random, kind: str, names: Sequence[str], nouns: Sequence[str]) -> str | None:
     """A value made of any words, such as Kingdom Rivers, software engineer or hunter2; None for kinds of numbers."""
     if kind in ("word", "company"):
         if rng.random() < 0.2:
             return f"{rng.choice(nouns)}{rng.randint(1, 99)}"
+        if rng.random() < 0.2:
+            return f"{rng.randint(1, 199)} {rng.choice(names)} {rng.choice(STREETS)}"
+        if rng.random() < 0.15:
+            return f"{rng.choice(('The', 'A', 'My', 'Our'))} {' '.join(rng.sample(names, 2))}"
         return " ".join(rng.sample(names, rng.choice((1, 1, 2))))
     if kind in ("food", "job", "hobby", "drink", "colour", "animal"):
         return " ".join(rng.sample(nouns, rng.choice((1, 2))))
+    if kind == "code":
+        letters = "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(0, 2)))
+        return letters + "".join(rng.choices("0123456789", k=rng.randint(4, 8)))
     return None

@@ -9,9 +9,19 @@ from tokenizers import Tokenizer
 from training.corpus import DONT_KNOW, MAX_CONTEXT, Corpus, alike
 from training.examples import ANSWER, NO_LOSS, UNKNOWN, Example, GroupShape, Key
 from training.facts import Claim, is_held_out
-from training.relations import NEAR
+from training.relations import NEAR, word_it
 from training.tokenizer import ASSISTANT, END, USER
-from training.variety import ROLES, joined, sentence_of, terse, wrapped
+from training.variety import (
+    ROLES,
+    free_action,
+    free_place,
+    joined,
+    sentence_of,
+    terse,
+    unusual_value,
+    whereabouts,
+    wrapped,
+)
 
 
 @pytest.fixture
@@ -293,6 +303,35 @@ def test_people_without_a_name_begin_a_sentence_with_a_capital(corpus: Corpus) -
             assert claim.name.casefold() in text.replace("neighbor", "neighbour").casefold()
             assert corpus._question(claim)
     assert 5 < found < 80
+
+
+def test_free_relations_name_what_they_are_about_in_every_wording() -> None:
+    rng = random.Random(1)
+    nouns = ["harvest", "engine", "lamp"]
+    for _ in range(300):
+        relation = rng.choice([free_action(rng), free_place(rng, nouns, ["red"])])
+        name = None if relation.subject == "none" else rng.choice([None, "Anna"])
+        assert len(relation.name.split()) >= 3
+        for statement in relation.statements:
+            said = word_it(statement, name)
+            assert said.count("{v}") == 1
+            assert said.endswith(".")
+            assert not set("[]|") & set(said.replace("{v}", ""))
+            assert name is None or name in said
+        for question in relation.questions:
+            asked = word_it(question, name)
+            assert asked.endswith("?")
+            assert not set("[]|{}") & set(asked)
+            assert name is None or name in asked
+    assert whereabouts(random.Random(2), nouns).split()[-1] in [*nouns, *map(str, range(41))]
+
+
+def test_values_of_several_words_are_told_and_asked_for_whole(corpus: Corpus) -> None:
+    rng = random.Random(3)
+    drawn = [unusual_value(rng, "word", corpus.names, corpus.nouns) for _ in range(300)]
+    assert any(len(value.split()) == 3 and value[0].isdigit() for value in drawn if value)
+    codes = [unusual_value(rng, "code", corpus.names, corpus.nouns) or "" for _ in range(100)]
+    assert all(4 <= sum(letter.isdigit() for letter in code) <= 8 for code in codes)
 
 
 def test_a_terse_question_keeps_what_it_is_about_and_in_its_order() -> None:
