@@ -129,6 +129,11 @@ class WorkerClient:
         structlog.contextvars.bind_contextvars(job=stream.request.id)
         self._suspects.check(stream.request)
         self._open[stream.request.id] = stream
+        tenant = getattr(stream.request, "tenant", None)
+        if tenant is not None and any(getattr(held.request, "tenant", None) == tenant for held in self._held):
+            # what this tenant asked for before waits for its turn with a new worker: nothing passes it
+            self._held.append(stream)
+            return
         stream.sent = True
         self.send(stream.request)
 

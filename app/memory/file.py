@@ -27,7 +27,8 @@ from app.store.base import BlobRef, BlockRecord, Idempotency
 
 FORMAT = "1"
 MOST_HEADER = 64 * 2**20
-_MOST_VERSION = 2**31 - 1
+# versions are counted in 32 bits, and a memory that comes from elsewhere goes on being updated
+_MOST_VERSION = 2**30
 _MOST_KEY = 256
 _NO_BLOB = BlobRef("", 0, "")
 _POOL_DTYPES = {DTYPES[dtype]: dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}

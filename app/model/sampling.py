@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+# What people ask for may be a number that float32 does not have: whatever a request says, its row stays finite, since
+# what goes wrong with one row would end the step, and with it the worker, for everybody.
+_LEAST_TEMPERATURE = 1e-6
+_MOST_LOGIT = 1e30
+
 
 @dataclass(eq=False)
 class Sampler:
@@ -63,7 +68,12 @@ def penalise(logits: Tensor, samplers: list[Sampler]) -> Tensor:
         seen, penalty = samplers[row].seen, samplers[row].repetition_penalty
         picked = logits[row, seen]
         logits[row, seen] = torch.where(picked > 0, picked / penalty, picked * penalty)
-    return logits
+    return finite(logits)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The same, with what is no number at the very end of the order, and what is infinite within bounds."""
+    return logits.nan_to_num(nan=-_MOST_LOGIT).clamp(-_MOST_LOGIT, _MOST_LOGIT)
 
 
 def filtered_distribution(logits: Tensor, samplers: list[Sampler]) -> tuple[Tensor, Tensor]:
@@ -76,7 +86,9 @@ def filtered_distribution(logits: Tensor, samplers: list[Sampler]) -> tuple[Tens
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
-    scaled = logits / column([s.temperature for s in samplers])
+    logits = finite(logits)
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    scaled = logits / column([max(s.temperature, _LEAST_TEMPERATURE) for s in samplers])
     ordered, ids = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     place = torch.arange(ordered.shape[1], device=logits.device)[None]
     drop = place >= column([s.top_k or ordered.shape[1] for s in samplers])

@@ -16,7 +16,14 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    # os._exit: threads of libraries must not keep a drained worker alive
-    code = _main()
+    # os._exit: neither threads of libraries nor work that waits for one of ours may keep a worker alive that has
+    # drained, or has failed: whoever started it waits for its end to start another
+    try:
+        code = _main()
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
     sys.stderr.flush()
     os._exit(code)

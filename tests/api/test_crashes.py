@@ -158,6 +158,34 @@ async def test_a_request_that_ends_workers_is_tried_twice(lives: Lives) -> None:
     assert other.status_code == 200
 
 
+async def test_nothing_passes_what_its_tenant_asked_for_before_the_worker_ended(lives: Lives) -> None:
+    slow, other = "slow", {"tenant": "ann", "prompt": "Lisbon", "max_tokens": 3}
+    lives.silent = {slow, "ann"}
+    calls = [lives.generate(slow)]
+    await until(lambda: lives.sent(slow) == 1)
+    calls.append(lives.post("/update", tenant="ann", text=TEXT, idempotency_key="old"))
+    await until(lambda: lives.sent("ann") == 1)
+    lives.end()
+    lives.silent = {slow}
+    # the new worker has had the slow one, whose answer is waited for before the next is sent
+    await lives.begin()
+    await until(lambda: lives.sent(slow) == 2)
+    calls.append(lives.post("/update", tenant="ann", text=TEXT, idempotency_key="new"))
+    calls.append(lives.post("/generate", **other))
+    # others do not wait
+    assert (await lives.generate("bob")).status_code == 200
+    assert lives.sent("ann") == 1
+    lives.silent = set()
+    id = next(
+        id for id, stream in lives.client._open.items() if getattr(stream.request, "tenant", "") == slow
+    )
+    lives.client.received([m.Failed(id, "worker_unavailable", "gone")], 0.0)
+    for call in calls[1:]:
+        assert (await call).status_code == 200
+    asked = [r for r in lives.service.seen if getattr(r, "tenant", "") == "ann"]
+    assert [getattr(r, "idempotency_key", None) for r in asked] == ["old", "old", "new", None]
+
+
 async def test_looking_is_never_to_blame(lives: Lives) -> None:
     await lives.service.post("/tenants", {"id": "ann"})
     for _ in range(2):

@@ -87,3 +87,39 @@ def test_only_allowed_tokens_are_ever_drawn() -> None:
     allowed = set(logits[0].topk(5).indices.tolist())
     samplers = [Sampler(temperature=3.0, top_k=5, seed=seed) for seed in range(500)]
     assert set(choose(logits.repeat(500, 1), samplers).tokens) == allowed
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 1e-300},
+        {"temperature": 1e-40},
+        {"temperature": 1e-7, "top_p": 1e-40, "min_p": 1.0},
+        {"temperature": 1.0, "repetition_penalty": 1e-300},
+        {"temperature": 1.0, "repetition_penalty": 1e-38},
+        {"temperature": 1e-20, "repetition_penalty": 1e-20},
+        {"temperature": 0.0, "repetition_penalty": 1e-300},
+    ],
+)
+def test_no_parameter_takes_a_row_out_of_the_numbers(parameters: dict[str, float]) -> None:
+    """A step that fails ends the worker, for all that run in it."""
+    seen = torch.tensor([True, False, True, False, True, False])
+    sampler = Sampler(**parameters, seen=seen.clone(), logprobs=2)  # type: ignore[arg-type]
+    other = Sampler(temperature=1.0, seed=5)
+    expected = choose(LOGITS, [Sampler(temperature=1.0, seed=5)]).tokens[0]
+    chosen = choose(torch.cat([LOGITS, LOGITS]), [sampler, other])
+    assert chosen.tokens[1] == expected
+    # of what was seen the likeliest, where that is made likelier; else the likeliest of all
+    assert chosen.tokens[0] in (0, 2)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_of_a_broken_pool_harms_no_other(broken: float, temperature: float) -> None:
+    logits = torch.cat([torch.full_like(LOGITS, broken), LOGITS, LOGITS])
+    logits[1, 3] = broken
+    samplers = [Sampler(temperature=temperature, seed=seed) for seed in (1, 2, 5)]
+    expected = choose(LOGITS, [Sampler(temperature=temperature, seed=5)]).tokens[0]
+    chosen = choose(logits, samplers).tokens
+    assert chosen[2] == expected
+    assert all(0 <= token < LOGITS.shape[1] for token in chosen)

@@ -251,6 +251,12 @@ def not_a_flag(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> No
     tensors["initialized"] = torch.tensor(2, dtype=torch.uint8)
 
 
+def aged(tensors: dict[str, torch.Tensor], metadata: dict[str, str], version: int) -> None:
+    """As if there had been so many updates."""
+    tensors["born"][tensors["born"] == 3] = version
+    metadata["memory_version"] = str(version)
+
+
 def says(**told: str) -> Change:
     def change(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
         metadata.update(told)
@@ -290,6 +296,8 @@ def mark(**fields: Any) -> Change:
         says(memory_version="0"),
         says(memory_version="-1"),
         says(memory_version="9" * 30),
+        lambda tensors, metadata: aged(tensors, metadata, 2**30 + 1),
+        lambda tensors, metadata: aged(tensors, metadata, 2**31 - 1),
         says(memory_version="³"),
         says(seed="1099511627776"),
         says(seed="1.5"),
@@ -331,6 +339,17 @@ def test_a_changed_file_is_refused_and_nothing_is_made(
     assert list(harness.store.tenants()) == ["ada"]
     assert harness.store.load("ada") == before
     assert harness.store.blobs == stored  # type: ignore[attr-defined]
+
+
+def test_a_memory_of_the_most_updates_that_may_come_goes_on(harness: Harness, spooled: Path) -> None:
+    for _ in range(3):
+        harness.update("ada", text())
+    export(harness, "ada", spooled)
+    rewritten(spooled, lambda tensors, metadata: aged(tensors, metadata, 2**30))
+    assert reply(harness, ImportTenant, "bob", str(spooled)).memory_version == 2**30
+    assert harness.update("bob", text()).memory_version == 2**30 + 1
+    again = Harness(harness.engine.backbone, store=harness.store)
+    assert again.generate("bob", PROMPT) == harness.generate("bob", PROMPT)
 
 
 def header_of(raw: bytes) -> tuple[dict[str, Any], bytes]:
