@@ -54,4 +54,8 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     except Refusal as refusal:
         refusal.show()
         sys.exit(refusal.exit_code)
+    except OSError as error:
+        # such as a full disk behind standard output
+        Refusal(f"this cannot go on here: {error.strerror or error}", FAILED).show()
+        sys.exit(FAILED)
     sys.exit(code)

@@ -30,7 +30,7 @@ File = Annotated[
 
 
 @contextmanager
-def _changing(path: Path) -> Iterator[list[Key]]:
+def _changing(path: Path, *, as_json: bool) -> Iterator[list[Key]]:
     """The keys, to be changed in place; nobody else changes the file meanwhile. Raises Refusal."""
     try:
         lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -42,16 +42,16 @@ def _changing(path: Path) -> Iterator[list[Key]]:
         finally:
             os.close(lock)
     except BadKeysFile as error:
-        raise Refusal(str(error), USAGE) from error
+        raise Refusal(str(error), USAGE, as_json=as_json) from error
     except OSError as error:
-        raise Refusal(f"{path} cannot be written: {error.strerror}", USAGE) from error
+        raise Refusal(f"{path} cannot be written: {error.strerror}", USAGE, as_json=as_json) from error
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str, *, as_json: bool) -> int:
     try:
         return TypeAdapter(Bytes).validate_python(text)
     except ValidationError as error:
-        raise Refusal("--max-bytes is a size, such as 512MiB", USAGE) from error
+        raise Refusal("--max-bytes is a size, such as 512MiB", USAGE, as_json=as_json) from error
 
 
 @app.command()
@@ -102,8 +102,8 @@ def create(
         raise Refusal(str(error), USAGE, as_json=as_json) from error
     if name and not name.isprintable():
         raise Refusal("--name has printable characters only", USAGE, as_json=as_json)
-    limits = Limits(updates_per_day, _bytes(max_bytes), concurrent, weight)
-    with _changing(file) as keys:
+    limits = Limits(updates_per_day, _bytes(max_bytes, as_json=as_json), concurrent, weight)
+    with _changing(file, as_json=as_json) as keys:
         key, entry = make(name=name, tenants=tenants, admin=admin, limits=limits)
         keys.append(entry)
     if as_json:
@@ -150,11 +150,16 @@ def _astuple(limits: Limits) -> tuple[int, int, int, int]:
 
 
 @app.command()
-def revoke(id: Annotated[str, typer.Argument(help="as keys list shows it")], file: File) -> None:
+def revoke(
+    id: Annotated[str, typer.Argument(help="as keys list shows it")], file: File, as_json: Json = False
+) -> None:
     """Take a key away. A running server notices within a second."""
-    with _changing(file) as keys:
+    with _changing(file, as_json=as_json) as keys:
         left = [key for key in keys if key.id != id]
         if len(left) == len(keys):
-            raise Refusal("there is no key of this id", REFUSED)
+            raise Refusal("there is no key of this id", REFUSED, as_json=as_json)
         keys[:] = left
+    if as_json:
+        print_json({"id": id})
+        return
     err.print(f"key {id} is revoked", style="dim")

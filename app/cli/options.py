@@ -26,6 +26,9 @@ def text_of(argument: str) -> str:
     """``argument``, or all of standard input if it is ``-``. Raises Refusal."""
     if argument != "-":
         return argument
+    # standard input may have been closed before this began, which its type does not say
+    if sys.stdin is None:
+        raise Refusal("there is no standard input to read", USAGE)
     if sys.stdin.isatty():
         err.print("type the text, then Ctrl-D", style="dim")
     return _decode(sys.stdin.buffer.read(), "standard input")

@@ -1,4 +1,4 @@
-"""The keys file: JSON, readable by its owner alone, replaced whole and never changed in place."""
+"""The keys file: JSON, readable by its owner and at most by its group, replaced whole and never changed in place."""
 
 from __future__ import annotations
 
@@ -52,11 +52,16 @@ def read(path: Path) -> Ring:
 
 
 def write(path: Path, keys: Iterable[Key]) -> None:
-    """Replaces the file, durably, with mode 600. Raises OSError."""
+    """Replaces the file, durably. A new one has mode 600; owner and group stay, and whether the group may read it, or a
+    server of another user would go on with the keys of before. Raises OSError."""
     data = msgspec.json.format(msgspec.json.encode(_File(_FORMAT, list(keys))), indent=1) + b"\n"
     descriptor, name = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            with suppress(FileNotFoundError):
+                before = path.stat()
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, before.st_mode & (stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -95,3 +95,18 @@ def test_client_commands_send_the_key_of_the_environment(monkeypatch: pytest.Mon
     monkeypatch.setenv(KEY_VARIABLE, " mllm-1 ")
     with Api("http://127.0.0.1:1") as api:
         assert api._http.headers["authorization"] == "Bearer mllm-1"
+
+
+def test_errors_are_json_for_scripts_too(run: Run, file: Path) -> None:
+    wrong = [
+        ("create", "--admin", "--max-bytes", "foo"),
+        ("create", "--admin", "--file", str(file / "none" / "keys.json")),
+        ("revoke", "0" * 12),
+    ]
+    for words in wrong:
+        ran = run("keys", *words, "--json")
+        assert ran.code in (2, 3)
+        assert json.loads(ran.err)["error"]["message"]
+    made = json.loads(run("keys", "create", "--admin", "--json").out)
+    assert json.loads(run("keys", "revoke", made["id"], "--json").out) == {"id": made["id"]}
+    assert read(file).keys == ()

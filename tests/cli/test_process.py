@@ -51,6 +51,22 @@ def test_a_reader_that_goes_away_is_no_failure_to_trace(fake: Fake, start: Start
     assert process.wait(60) == 1
 
 
+def test_no_standard_input_and_a_full_disk_are_no_failures_to_trace(fake: Fake, tmp_path: Path) -> None:
+    fake.answer("/health", {})
+    command = f"{sys.executable} -m app.cli"
+    closed = subprocess.run(
+        ["sh", "-c", f"{command} generate - <&-"], capture_output=True, text=True, check=False
+    )
+    assert (closed.returncode, closed.stdout) == (2, "")
+    assert "standard input" in closed.stderr
+    full = subprocess.run(
+        ["sh", "-c", f"{command} version >/dev/full"], capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 5
+    assert "No space left" in full.stderr
+    assert "Traceback" not in closed.stderr + full.stderr
+
+
 class Terminal:
     """A command on a terminal of its own."""
 

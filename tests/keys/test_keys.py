@@ -94,6 +94,24 @@ def test_the_file_there_and_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_owner_and_group_of_the_file_stay(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write(path, [])
+    for mode, kept in ((0o640, 0o640), (0o600, 0o600), (0o666, 0o640)):
+        path.chmod(mode)
+        with mock.patch.object(os, "fchown") as chown:
+            write(path, [make(admin=True)[1]])
+        assert path.stat().st_mode & 0o777 == kept
+        assert chown.call_args.args[1:] == (path.stat().st_uid, path.stat().st_gid)
+    # who may not give the file back to its owner must not take it from the server
+    before = path.read_bytes()
+    refused = mock.patch.object(os, "fchown", side_effect=PermissionError(1, "no"))
+    with refused, pytest.raises(PermissionError):
+        write(path, [])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     write(path, [])
