@@ -113,9 +113,14 @@ class Manifests:
 
     def _sync(self, directory: Path, known: _Known) -> None:
         """What a killed server wrote last may be seen and not be durable yet; from here on it is told of."""
-        if known.journal is not None:
-            sync_file(self._files, directory / known.journal)
-        self._files.sync_directory(directory)
+        try:
+            if known.journal is not None:
+                sync_file(self._files, directory / known.journal)
+            self._files.sync_directory(directory)
+        except OSError:
+            # another sync of the same file would succeed and save nothing
+            self.doubt(known.manifest.tenant)
+            raise
 
     def remember(self, manifest: Manifest) -> None:
         """Of a tenant just made: it has no journal."""

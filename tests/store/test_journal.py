@@ -223,6 +223,43 @@ def test_what_a_killed_server_left_unsynced_is_synced_before_it_is_told_of(tmp_p
         last.close()
 
 
+@pytest.mark.parametrize("failing", ["sync_over", "sync_directory"])
+def test_a_start_whose_sync_fails_does_not_believe_the_next_one_on_that_journal(
+    tmp_path: Path, failing: str
+) -> None:
+    """A server was killed between a journal's write and its sync, and the disk has trouble when the next one looks."""
+    disk, store = with_blocks(tmp_path, 2)
+
+    def crash(call: str, path: Path) -> None:
+        if call == "sync_over":
+            raise Crash
+
+    disk.before = crash
+    with pytest.raises(Crash):
+        commit(store, 1)
+    store.close()
+    disk.before = lambda call, path: None
+    [(left, _)] = journals(disk)
+    store = opened(disk)
+    failures = 0
+
+    def fail_once(call: str, path: Path) -> None:
+        nonlocal failures
+        if call == failing and path in (left, left.parent) and not failures:
+            failures += 1
+            raise OSError(errno.EIO, "injected")
+
+    disk.before = fail_once
+    with pytest.raises(StoreFailed):
+        store.load("ada")
+    assert version_of(store) == 3
+    # the manifest holds by now itself what was in that journal
+    assert left not in [path for path, _ in journals(disk)]
+    commit(store, 3)
+    store.close()
+    assert version_of(opened(disk.after_crash("synced"))) == 6
+
+
 def test_a_sync_that_failed_is_not_tried_again_on_that_journal(tmp_path: Path) -> None:
     disk, store = with_blocks(tmp_path, 2)
     [(first, _)] = journals(disk)
