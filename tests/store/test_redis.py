@@ -134,6 +134,95 @@ def test_a_server_that_syncs_every_second_is_waited_for(tmp_path: Path) -> None:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def lazy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that syncs every second, with a test at a time in it."""
+    server = RedisServer(tmp_path_factory.mktemp("lazy"), appendfsync="everysec")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def waiting(lazy: RedisServer) -> Iterator[Any]:
+    """A store on it with two tenants."""
+    with lazy.client() as client:
+        client.flushall()
+        client.config_set("appendfsync", "everysec")
+    store = open_store(lazy.url)
+    for tenant in ("ada", "bob"):
+        store.create(manifest(tenant))
+    yield store
+    store.close()
+
+
+def waits(server: RedisServer) -> int:
+    """How often the server was asked to answer when its file is on the disk."""
+    with server.client() as client:
+        told = client.info("commandstats").get("cmdstat_waitaof", {"calls": 0})
+    return int(told["calls"])
+
+
+def test_a_commit_beside_a_check_waits_for_the_disk_and_for_the_check(
+    lazy: RedisServer, waiting: Any
+) -> None:
+    checking, go_on = threading.Event(), threading.Event()
+    ask = waiting._server.client.config_get
+
+    def slow(*names: str) -> Any:
+        checking.set()
+        go_on.wait(30)
+        return ask(*names)
+
+    first = threading.Thread(target=commit, args=(waiting, 1, b"block", "bob"))
+    second = threading.Thread(target=commit, args=(waiting, 1))
+    # as after a new connection
+    waiting._server._unchecked = True
+    with mock.patch.object(waiting._server.client, "config_get", slow):
+        first.start()
+        assert checking.wait(30)
+        before = waits(lazy)
+        second.start()
+        until(lambda: waits(lazy) > before)
+        second.join(0.1)
+        assert second.is_alive()
+        go_on.set()
+        first.join()
+        second.join()
+    assert [waiting.load(tenant).version for tenant in ("ada", "bob")] == [1, 1]
+
+
+def test_behind_a_check_that_failed_commits_wait_as_before(lazy: RedisServer, waiting: Any) -> None:
+    waiting._server._unchecked = True
+    with (
+        mock.patch.object(waiting._server.client, "config_get", side_effect=redis.ConnectionError("cut")),
+        pytest.raises(StoreFailed),
+    ):
+        commit(waiting, 1, tenant="bob")
+    before = waits(lazy)
+    commit(waiting, 1)
+    assert waits(lazy) == before + 1
+
+
+def test_the_first_commit_to_a_server_that_has_become_lazy_is_not_acknowledged(
+    lazy: RedisServer, waiting: Any
+) -> None:
+    with lazy.client() as client:
+        client.config_set("appendfsync", "always")
+        waiting._server._unchecked = True
+        commit(waiting, 1)
+        before = waits(lazy)
+        commit(waiting, 2)
+        assert waits(lazy) == before
+        client.config_set("appendfsync", "everysec")
+        client.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(StoreFailed, match="not waited for"):
+        commit(waiting, 3)
+    version = waiting.claim("ada").version
+    before = waits(lazy)
+    commit(waiting, version + 1)
+    assert waits(lazy) == before + 1
+
+
 def test_a_server_that_comes_back_as_another_is_refused(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     try:
