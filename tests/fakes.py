@@ -54,6 +54,9 @@ class MemoryStore:
     def claimed(self, tenant: str) -> bytes | None:
         return b"the only one"
 
+    def holds(self, tenant: str) -> bool:
+        return True
+
     def release(self, tenant: str) -> None: ...
 
     def load(self, tenant: str) -> Manifest | None:

@@ -174,6 +174,9 @@ class RedisStore(Operations):
             self._redis_manifests.leases.use(tenant)
         return lease
 
+    def holds(self, tenant: str) -> bool:
+        return self._redis_manifests.leases.held(tenant) is not None
+
     def release(self, tenant: str) -> None:
         self._redis_manifests.leases.release(tenant)
 

@@ -349,6 +349,19 @@ def test_an_idle_holder_gives_way(opened: Any) -> None:
     assert first.load("ada").version == 2
 
 
+def test_a_look_at_an_idle_claim_does_not_keep_it(opened: Any) -> None:
+    store = opened()
+    assert not store.holds("ada")
+    store.create(manifest())
+    store.release("ada")
+    assert store.holds("ada")
+    claim = store._redis_manifests.leases._claims["ada"]
+    assert claim.idle
+    # as whoever needs the tenant asks
+    assert store.claimed("ada")
+    assert not claim.idle
+
+
 def test_a_claim_is_renewed_while_it_is_used(opened: Any) -> None:
     first, second = opened(lease=0.6), opened(lease=0.6)
     first.create(manifest())
