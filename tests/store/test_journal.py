@@ -223,6 +223,40 @@ def test_what_a_killed_server_left_unsynced_is_synced_before_it_is_told_of(tmp_p
         last.close()
 
 
+@pytest.mark.parametrize("does", ["create", "erase"])
+def test_a_tenant_that_a_killed_server_made_or_erased_stays_so(tmp_path: Path, does: str) -> None:
+    """The rename was not synced: the next server sees it, tells of it, and then the power fails."""
+    disk, store = with_blocks(tmp_path, 1)
+    tenant = "ada" if does == "erase" else "bob"
+    fan = store._home.directory(tenant).parent
+    renamed = False
+
+    def crash(call: str, path: Path) -> None:
+        nonlocal renamed
+        if renamed and call == "sync_directory" and path == fan:
+            raise Crash
+        renamed |= call == "rename"
+
+    disk.before = crash
+    with pytest.raises(Crash):
+        store.erase("ada") if does == "erase" else store.create(Manifest("bob", 7, "f", 0.0))
+    store.close()
+    disk.before = lambda call, path: None
+    store = opened(disk)
+    if does == "erase":
+        assert store.load("ada") is None
+    else:
+        assert version_of(store, "bob") == 0
+        commit(store, 2, "bob")
+    store.close()
+    store = opened(disk.after_crash("synced"))
+    if does == "erase":
+        assert store.load("ada") is None
+    else:
+        assert version_of(store, "bob") == 2
+    store.close()
+
+
 @pytest.mark.parametrize("failing", ["sync_over", "sync_directory"])
 def test_a_start_whose_sync_fails_does_not_believe_the_next_one_on_that_journal(
     tmp_path: Path, failing: str
