@@ -18,11 +18,12 @@ from app.errors import (
     StoreFailed,
     StoreFull,
     TenantElsewhere,
+    TenantNotFound,
     TenantQuarantined,
     VersionConflict,
 )
 from app.store import redis_blobs
-from app.store.base import Manifest
+from app.store.base import BlobRef, Manifest
 from app.store.home import tenant_id
 from app.store.redis import RedisStore
 from app.store.redis_server import parse_url
@@ -592,6 +593,64 @@ def test_an_erasure_whose_answer_was_lost_is_not_taken_for_undone(opened: Any) -
 
 
 # ---------------------------------------------------------------- blobs, damage, room
+
+
+@pytest.mark.parametrize("does", ["compact", "fork"])
+def test_what_a_server_writes_that_slept_meanwhile_is_removed(
+    opened: Any, redis_server: RedisServer, does: str
+) -> None:
+    """Its claim is over, another server has erased the tenant, and it wakes with chunks of a blob left to write."""
+    first, second = opened(), opened()
+    blobs = first._redis_blobs
+    target, part = ("ada", "_put_chunk") if does == "compact" else ("bob", "_share_chunk")
+    write, calls = getattr(blobs, part), 0
+
+    def sleepy(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            lapse(first, redis_server, target)
+            if does == "fork":
+                second.create(manifest("bob"))
+            assert second.erase(target) is not None
+        return write(*arguments)
+
+    with mock.patch.object(redis_blobs, "CHUNK", 10):
+        first.create(manifest("ada"))
+        commit(first, 1, b"x" * 50)
+        changes = {
+            "compact": lambda: first.compact("ada", 1, b"s" * 50),
+            "fork": lambda: first.fork("ada", "bob", created=1.0),
+        }
+        with mock.patch.object(blobs, part, sleepy), pytest.raises((TenantNotFound, VersionConflict)):
+            changes[does]()
+    assert calls == 5
+    with redis_server.client() as client:
+        assert not [key for key in client.keys("*") if tenant_id(target).encode() in key and b"blob" in key]
+
+
+@pytest.mark.parametrize("does", ["compact", "fork"])
+def test_what_a_server_wrote_that_slept_and_was_killed_is_erased(
+    opened: Any, redis_server: RedisServer, does: str
+) -> None:
+    store = opened()
+    store.create(manifest())
+    commit(store, 1, b"x" * 50)
+    blobs = store._redis_blobs
+    # of a blob that somebody has removed meanwhile, the last chunk
+    if does == "compact":
+        blobs._put_chunk("ada", "0000000001-0123456789abcdef.snapshot", 3, b"chunk", 50)
+    else:
+        source = blobs._chunk("ada", store.load("ada").blocks[0].blob.name, 0)
+        ours = BlobRef("0000000001-0123456789abcdef.block", 50, "")
+        assert blobs._share_chunk(
+            source, blobs._chunk("ada", ours.name, 0), store._keys.of("ada", "blobs"), ours
+        )
+    assert len(blobs.held("ada")) == 2
+    with mock.patch.object(redis_blobs, "CHUNK", 10):
+        assert store.erase("ada").blobs == 2
+    with redis_server.client() as client:
+        assert not [key for key in client.keys("*") if b"blob" in key]
 
 
 def test_blobs_of_several_chunks(opened: Any, redis_server: RedisServer) -> None:
