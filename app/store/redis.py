@@ -9,8 +9,8 @@ Keys of a tenant, under ``<prefix>:{<id>}:``, the id being a hash of its name:
 
 and for all tenants ``<prefix>:tenants`` (a sorted set of names), ``:fence`` (the last claim's number), ``:making``
 (a set of those whose first blobs are being written), ``:format`` and ``:key``. Blobs are written first,
-then one script swaps the manifest. With an append-only file that is synced always, Redis answers when the change is
-on its disk; otherwise the store waits for that (WAITAOF) before it acknowledges anything.
+then one script swaps the manifest. With an append-only file that is synced always, also while it is written anew, Redis
+answers when the change is on its disk; otherwise the store waits for that (WAITAOF) before it acknowledges anything.
 """
 
 from __future__ import annotations

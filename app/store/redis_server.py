@@ -191,23 +191,25 @@ class Server:
                 "this Redis has no append-only file and loses memories when it stops: set appendonly yes, "
                 "or say ?persistence=none if that is what you want"
             )
-        synced = self._appendfsync()
+        synced = self._configured("appendfsync")
         if synced == "no":
             raise StoreFailed(
                 "this Redis leaves it to the system when its file is written (appendfsync no): set appendfsync always "
                 "or everysec"
             )
-        if synced != "always" and version < _WAITAOF_VERSION:
+        # while its file is written anew, "always" does not hold then
+        always = synced == "always" and self._configured("no-appendfsync-on-rewrite") == "no"
+        if not always and version < _WAITAOF_VERSION:
             raise StoreFailed(
-                f"this Redis ({text}) cannot tell when an update has reached its disk: set appendfsync always, "
-                "or use Redis or Valkey 7.2 or newer"
+                f"this Redis ({text}) cannot tell when an update has reached its disk: set appendfsync always "
+                "and no-appendfsync-on-rewrite no, or use Redis or Valkey 7.2 or newer"
             )
-        return synced != "always"
+        return not always
 
-    def _appendfsync(self) -> str:
-        """``always``, or anything else where that is not known."""
+    def _configured(self, name: str) -> str:
+        """What the server is set to; nothing where that is not known."""
         try:
-            return str(self.client.config_get("appendfsync").get("appendfsync", ""))
+            return str(self.client.config_get(name).get(name, ""))
         except redis.exceptions.ResponseError:
             # a hosted server may forbid CONFIG
             return ""

@@ -163,6 +163,30 @@ def waits(server: RedisServer) -> int:
     return int(told["calls"])
 
 
+def test_a_server_that_does_not_sync_while_it_writes_its_file_anew_is_waited_for(
+    redis_server: RedisServer,
+) -> None:
+    with redis_server.client() as client:
+        client.config_set("no-appendfsync-on-rewrite", "yes")
+        try:
+            store = open_store(redis_server.url)
+            store.create(manifest())
+            before = waits(redis_server)
+            commit(store, 1)
+            assert waits(redis_server) == before + 1
+            store.close()
+            # one of before WAITAOF has nothing to be asked with
+            true_info = redis.Redis.info
+            old = {"redis_version": "7.0.0", "valkey_version": ""}
+            with (
+                mock.patch.object(redis.Redis, "info", lambda self, *s: true_info(self, *s) | old),
+                pytest.raises(StoreFailed, match="no-appendfsync-on-rewrite no"),
+            ):
+                open_store(redis_server.url)
+        finally:
+            client.config_set("no-appendfsync-on-rewrite", "no")
+
+
 def test_a_commit_beside_a_check_waits_for_the_disk_and_for_the_check(
     lazy: RedisServer, waiting: Any
 ) -> None:
