@@ -85,6 +85,9 @@ class MemoryStore:
             manifest = self._require(tenant)
             return [*self.archived.get(tenant, []), *manifest.blocks]
 
+    def times(self, tenant: str) -> list[float]:
+        return [record.time for record in self.history(tenant)]
+
     def find(self, tenant: str, key: str) -> list[BlockRecord]:
         return [r for r in self.history(tenant) if r.idempotency and r.idempotency.key == key]
 

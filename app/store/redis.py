@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from app.errors import (
     ServiceError,
@@ -40,6 +41,8 @@ from app.store.redis_manifests import RedisManifests
 from app.store.redis_scripts import ERASE, ERASED
 from app.store.redis_server import RedisOptions, Server
 from app.store.texts import Texts
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -209,12 +212,20 @@ class RedisStore(Operations):
 
     def history(self, tenant: str) -> list[BlockRecord]:
         """As ``Store.history``; looking on claims nothing, so that another server may be at work meanwhile."""
+        return self._looking_on(
+            tenant, lambda manifest: self._histories.readable(self._histories.records(manifest), tenant)
+        )
+
+    def times(self, tenant: str) -> list[float]:
+        return self._looking_on(tenant, self._histories.times)
+
+    def _looking_on(self, tenant: str, read: Callable[[Manifest], list[_T]]) -> list[_T]:
         while True:
             manifest = self.load(tenant)
             if manifest is None:
                 raise TenantNotFound("there is no such tenant")
             try:
-                return self._histories.readable(self._histories.records(manifest), tenant)
+                return read(manifest)
             except TenantQuarantined:
                 # its archive may have been replaced since
                 if self.load(tenant) == manifest:

@@ -508,6 +508,7 @@ def test_looking_claims_nothing(opened: Any) -> None:
     found = commit(first, 1, b"some block")
     assert [record.version for record in second.history("ada")] == [1]
     assert second.read("ada", found.blocks[0].blob) == b"some block"
+    assert second.times("ada") == [0.0]
     assert second.usage("ada") == first.usage("ada")
     first.rollback("ada", 0, expected_version=1)
     with pytest.raises(VersionConflict):
