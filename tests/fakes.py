@@ -54,6 +54,9 @@ class MemoryStore:
     def claimed(self, tenant: str) -> bytes | None:
         return b"the only one"
 
+    def holds(self, tenant: str) -> bool:
+        return True
+
     def release(self, tenant: str) -> None: ...
 
     def load(self, tenant: str) -> Manifest | None:
@@ -81,6 +84,9 @@ class MemoryStore:
         with self.lock:
             manifest = self._require(tenant)
             return [*self.archived.get(tenant, []), *manifest.blocks]
+
+    def times(self, tenant: str) -> list[float]:
+        return [record.time for record in self.history(tenant)]
 
     def find(self, tenant: str, key: str) -> list[BlockRecord]:
         return [r for r in self.history(tenant) if r.idempotency and r.idempotency.key == key]

@@ -122,11 +122,17 @@ class Store(Protocol):
         ...
 
     def claimed(self, tenant: str) -> ClaimMark | None:
-        """The mark of the claim while it surely holds, else None. No I/O, never waits long.
+        """The mark of the claim while it surely holds, else None. The tenant is in use here from then on. No I/O,
+        never waits long.
 
         While the mark stays the same nobody else has changed the tenant; a claim that lapsed and was taken anew has
         another, whoever here took it. A disk store: always the same.
         """
+        ...
+
+    def holds(self, tenant: str) -> bool:
+        """Whether the claim surely holds, for one who only looks: unlike ``claimed`` it does not say that the tenant is
+        in use here. No I/O, raises nothing."""
         ...
 
     def release(self, tenant: str) -> None:
@@ -267,8 +273,12 @@ class Store(Protocol):
     def history(self, tenant: str) -> list[BlockRecord]:
         """Records of all blocks still remembered, oldest first, archived ones included (their blobs gone).
 
-        Raises TenantNotFound, TenantQuarantined, StoreFailed, as ``find`` and ``usage`` do.
+        Raises TenantNotFound, TenantQuarantined, StoreFailed, as ``times``, ``find`` and ``usage`` do.
         """
+        ...
+
+    def times(self, tenant: str) -> list[float]:
+        """Those of the records that ``history`` gives, in its order; cheap, since no text is opened for them."""
         ...
 
     def find(self, tenant: str, key: str) -> list[BlockRecord]:

@@ -95,6 +95,9 @@ class DiskStore(Operations):
     def claimed(self, tenant: str) -> bytes | None:
         return b"the disk's owner"
 
+    def holds(self, tenant: str) -> bool:
+        return True
+
     def release(self, tenant: str) -> None: ...
 
     # ------------------------------------------------------------ reading

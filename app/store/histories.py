@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.store.archive import ArchivedKeys, archived, extend
+from app.store.archive import ArchiveIndex, archived, extend
 from app.store.base import BlobRef, BlockRecord, Manifest
 from app.store.parts import Blobs, quarantined
 from app.store.records import Damaged, seal
@@ -21,7 +21,7 @@ class Histories:
         self._blobs = blobs
         self._texts = texts
         self._limit = limit
-        self._keys = ArchivedKeys()
+        self._index = ArchiveIndex()
 
     def records(self, manifest: Manifest) -> list[BlockRecord]:
         """All records still remembered, oldest first, their texts as they are kept."""
@@ -34,9 +34,14 @@ class Histories:
         """The records under an idempotency key, their texts as they are kept."""
         # all of the archive's keys: how many of its records count depends on the blocks, which a rollback takes
         records: Sequence[BlockRecord] = manifest.blocks
-        if self._keys.may_hold(manifest, key, lambda: self._all_archived(manifest)):
+        if self._index.may_hold(manifest, key, lambda: self._all_archived(manifest)):
             records = self.records(manifest)
         return [r for r in records if r.idempotency is not None and r.idempotency.key == key]
+
+    def times(self, manifest: Manifest) -> list[float]:
+        """When the blocks of ``records`` were committed."""
+        times = self._index.times(manifest, lambda: self._all_archived(manifest))
+        return [*times[self._hidden(manifest, len(times)) :], *(block.time for block in manifest.blocks)]
 
     # ------------------------------------------------------------ archives
 
@@ -55,7 +60,11 @@ class Histories:
     def _archived(self, manifest: Manifest) -> list[BlockRecord]:
         """The records still remembered of blocks before the snapshot, oldest first."""
         records = self._all_archived(manifest)
-        return records[max(0, len(records) - max(0, self._limit - len(manifest.blocks))) :]
+        return records[self._hidden(manifest, len(records)) :]
+
+    def _hidden(self, manifest: Manifest, count: int) -> int:
+        """How many of the archive's ``count`` records, the oldest, are over the limit beside the manifest's."""
+        return max(0, count - max(0, self._limit - len(manifest.blocks)))
 
     def extended(
         self, old: Manifest, gone: list[BlockRecord]

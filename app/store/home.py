@@ -63,6 +63,10 @@ class Home:
                     if not files.exists(directory):
                         files.make_directory(directory)
                 files.sync_directory(self.root)
+                if files.list(self.trash):
+                    # or a tenant, renamed away by a server that was killed then, comes back as an empty one
+                    for fan in filter(_FAN.fullmatch, files.list(self.tenants)):
+                        files.sync_directory(self.tenants / fan)
                 for directory in (self._staging, self.trash):
                     for left in files.list(directory):
                         with suppress(OSError):

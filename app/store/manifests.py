@@ -56,6 +56,7 @@ class Manifests:
         self._cache: OrderedDict[str, _Known] = OrderedDict()
         self._swept: set[str] = set()
         self._unsure: set[str] = set()
+        self._fans: set[Path] = set()
 
     # ------------------------------------------------------------ reading
 
@@ -113,9 +114,19 @@ class Manifests:
 
     def _sync(self, directory: Path, known: _Known) -> None:
         """What a killed server wrote last may be seen and not be durable yet; from here on it is told of."""
-        if known.journal is not None:
-            sync_file(self._files, directory / known.journal)
-        self._files.sync_directory(directory)
+        try:
+            if known.journal is not None:
+                sync_file(self._files, directory / known.journal)
+            self._files.sync_directory(directory)
+            # that the tenant is there at all; what this server makes there is synced by itself
+            if directory.parent not in self._fans:
+                self._files.sync_directory(directory.parent)
+                with self._guard:
+                    self._fans.add(directory.parent)
+        except OSError:
+            # another sync of the same file would succeed and save nothing
+            self.doubt(known.manifest.tenant)
+            raise
 
     def remember(self, manifest: Manifest) -> None:
         """Of a tenant just made: it has no journal."""

@@ -106,6 +106,10 @@ class Operations(ABC):
             records = self._histories.records(self._require(tenant))
         return self._histories.readable(records, tenant)
 
+    def times(self, tenant: str) -> list[float]:
+        with self._locks.holding(tenant):
+            return self._histories.times(self._require(tenant))
+
     def find(self, tenant: str, key: str) -> list[BlockRecord]:
         with self._locks.holding(tenant):
             records = self._histories.find(self._require(tenant), key)

@@ -9,8 +9,8 @@ Keys of a tenant, under ``<prefix>:{<id>}:``, the id being a hash of its name:
 
 and for all tenants ``<prefix>:tenants`` (a sorted set of names), ``:fence`` (the last claim's number), ``:making``
 (a set of those whose first blobs are being written), ``:format`` and ``:key``. Blobs are written first,
-then one script swaps the manifest. With an append-only file that is synced always, Redis answers when the change is
-on its disk; otherwise the store waits for that (WAITAOF) before it acknowledges anything.
+then one script swaps the manifest. With an append-only file that is synced always, also while it is written anew, Redis
+answers when the change is on its disk; otherwise the store waits for that (WAITAOF) before it acknowledges anything.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from app.errors import (
     ServiceError,
@@ -40,6 +41,8 @@ from app.store.redis_manifests import RedisManifests
 from app.store.redis_scripts import ERASE, ERASED
 from app.store.redis_server import RedisOptions, Server
 from app.store.texts import Texts
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,9 @@ class RedisStore(Operations):
             self._redis_manifests.leases.use(tenant)
         return lease
 
+    def holds(self, tenant: str) -> bool:
+        return self._redis_manifests.leases.held(tenant) is not None
+
     def release(self, tenant: str) -> None:
         self._redis_manifests.leases.release(tenant)
 
@@ -206,12 +212,20 @@ class RedisStore(Operations):
 
     def history(self, tenant: str) -> list[BlockRecord]:
         """As ``Store.history``; looking on claims nothing, so that another server may be at work meanwhile."""
+        return self._looking_on(
+            tenant, lambda manifest: self._histories.readable(self._histories.records(manifest), tenant)
+        )
+
+    def times(self, tenant: str) -> list[float]:
+        return self._looking_on(tenant, self._histories.times)
+
+    def _looking_on(self, tenant: str, read: Callable[[Manifest], list[_T]]) -> list[_T]:
         while True:
             manifest = self.load(tenant)
             if manifest is None:
                 raise TenantNotFound("there is no such tenant")
             try:
-                return self._histories.readable(self._histories.records(manifest), tenant)
+                return read(manifest)
             except TenantQuarantined:
                 # its archive may have been replaced since
                 if self.load(tenant) == manifest:

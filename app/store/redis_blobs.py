@@ -49,7 +49,8 @@ class _Chunks:
 
 class RedisBlobs:
     """Writes, reads and removes blobs. ``{id}:blobs`` holds each one's size, from before its first chunk to after its
-    last, so that what a crash leaves is found and swept."""
+    last, so that what a crash leaves is found and swept. Each chunk notes it anew: whoever has the tenant by then may
+    have removed what was there, and would not know of the rest that a server writes which wakes too late."""
 
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server, self._keys = server, keys
@@ -84,10 +85,9 @@ class RedisBlobs:
 
     def _put_chunk(self, tenant: str, name: str, number: int, piece: bytes, size: int) -> None:
         def write() -> None:
-            # at once, so that both are synced at once
+            # at once, so that both are synced at once, and none is there without the other
             pipeline = self._server.client.pipeline(transaction=True)
-            if not number:
-                pipeline.hset(self._keys.of(tenant, "blobs"), name, size)
+            pipeline.hset(self._keys.of(tenant, "blobs"), name, size)
             pipeline.set(self._chunk(tenant, name, number), piece)
             pipeline.execute()
 
@@ -97,20 +97,22 @@ class RedisBlobs:
         """Copies ``tenant``'s blob, on the server, to a new one of ``target``'s. Raises TenantQuarantined, StoreFull,
         StoreFailed."""
         theirs, ours = copy
-        self._note(target, ours.name, ours.size)
         for number in range(chunks(ours.size)):
             source, goal = self._chunk(tenant, theirs.name, number), self._chunk(target, ours.name, number)
-            copied = self._server.again(
-                "copying a blob",
-                lambda s=source, g=goal: self._server.client.copy(s, g, replace=True),  # type: ignore[misc]
-            )
-            if not copied:
+            if not self._share_chunk(source, goal, self._keys.of(target, "blobs"), ours):
                 self.discard(target, [ours.name])
                 raise quarantined("a blob is missing")
 
-    def _note(self, tenant: str, name: str, size: int) -> None:
-        key = self._keys.of(tenant, "blobs")
-        self._server.again("writing a blob", lambda: self._server.client.hset(key, name, size))
+    def _share_chunk(self, source: str, goal: str, noted: str, ours: BlobRef) -> bool:
+        """Whether there was one to copy."""
+
+        def share() -> bool:
+            pipeline = self._server.client.pipeline(transaction=True)
+            pipeline.hset(noted, ours.name, ours.size)
+            pipeline.copy(source, goal, replace=True)
+            return bool(pipeline.execute()[-1])
+
+        return self._server.again("copying a blob", share)
 
     def read(self, tenant: str, blob: BlobRef) -> memoryview:
         """Raises FileNotFoundError, TenantQuarantined, StoreFailed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,9 @@ class Server:
             redis_connect_func=self._connected,
         )
         self._unchecked = True
+        self._checking = threading.Lock()
+        # whether a commit waits for the server's disk by itself
+        self.waits = options.persistence
         try:
             self._wait_until_loaded()
             self._recheck()
@@ -146,22 +150,24 @@ class Server:
         self._unchecked = True
 
     def _recheck(self) -> None:
-        """Checks the server once more after a new connection to it: it may have come back as another."""
-        if not self._unchecked:
-            return
-        self._unchecked = False
-        try:
-            self._check()
-        except BaseException:
-            self._unchecked = True
-            raise
+        """Checks the server once more after a new connection to it: it may have come back as another. Whoever comes
+        meanwhile waits for what is found."""
+        with self._checking:
+            if not self._unchecked:
+                return
+            self._unchecked = False
+            try:
+                self._check()
+            except BaseException:
+                self._unchecked = True
+                raise
 
     def _check(self) -> None:
         info: dict[str, Any] = {}
         for section in ("server", "memory", "persistence", "replication", "cluster"):
             info |= self.client.info(section)
         text = str(info.get("valkey_version") or info.get("redis_version") or "0")
-        version = self._version = tuple(int(part) for part in text.split(".")[:2])
+        version = tuple(int(part) for part in text.split(".")[:2])
         if version < _LEAST_VERSION:
             raise StoreFailed(f"Redis 6.2 or newer is needed to keep memories, this one is {text}")
         if info.get("cluster_enabled"):
@@ -174,31 +180,36 @@ class Server:
                 f"this Redis evicts keys when it is full (maxmemory-policy {policy}) and would lose memories: "
                 "set maxmemory-policy noeviction"
             )
-        self.waits = False
-        if not self.options.persistence:
-            return
+        waits = self.options.persistence and self._must_wait(info, version, text)
+        # not before all is known: others commit meanwhile
+        self._version, self.waits = version, waits
+
+    def _must_wait(self, info: dict[str, Any], version: tuple[int, ...], text: str) -> bool:
+        """Whether the server answers before its file is on the disk. Raises StoreFailed if it could not tell when."""
         if not info.get("aof_enabled"):
             raise StoreFailed(
                 "this Redis has no append-only file and loses memories when it stops: set appendonly yes, "
                 "or say ?persistence=none if that is what you want"
             )
-        synced = self._appendfsync()
+        synced = self._configured("appendfsync")
         if synced == "no":
             raise StoreFailed(
                 "this Redis leaves it to the system when its file is written (appendfsync no): set appendfsync always "
                 "or everysec"
             )
-        self.waits = synced != "always"
-        if self.waits and version < _WAITAOF_VERSION:
+        # while its file is written anew, "always" does not hold then
+        always = synced == "always" and self._configured("no-appendfsync-on-rewrite") == "no"
+        if not always and version < _WAITAOF_VERSION:
             raise StoreFailed(
-                f"this Redis ({text}) cannot tell when an update has reached its disk: set appendfsync always, "
-                "or use Redis or Valkey 7.2 or newer"
+                f"this Redis ({text}) cannot tell when an update has reached its disk: set appendfsync always "
+                "and no-appendfsync-on-rewrite no, or use Redis or Valkey 7.2 or newer"
             )
+        return not always
 
-    def _appendfsync(self) -> str:
-        """``always``, or anything else where that is not known."""
+    def _configured(self, name: str) -> str:
+        """What the server is set to; nothing where that is not known."""
         try:
-            return str(self.client.config_get("appendfsync").get("appendfsync", ""))
+            return str(self.client.config_get(name).get(name, ""))
         except redis.exceptions.ResponseError:
             # a hosted server may forbid CONFIG
             return ""
@@ -211,13 +222,21 @@ class Server:
 
     def settled(self, source: str, keys: list[str], args: list[Any]) -> Any:
         """A script's answer, when all that it and others have written is on the disk. Raises StoreFailed if not."""
+        # once, since a check by another thread may change it meanwhile
+        waits = self.waits
         pipeline = self.client.pipeline(transaction=False)
         self.script(source, keys, args, pipeline)
-        self.wait(pipeline)
+        if waits:
+            self.wait(pipeline)
         answers = pipeline.execute()
-        self.durable(answers)
+        if waits:
+            self.durable(answers)
         # before anything is acknowledged that went over a new connection
         self._recheck()
+        if self.waits and not waits:
+            raise StoreFailed(
+                "the store came back as one that syncs its file later: nothing is acknowledged that was not waited for"
+            )
         return answers[0]
 
     def although_full(self, source: str) -> str:
@@ -252,12 +271,11 @@ class Server:
 
     def wait(self, pipeline: Any) -> None:
         """Has ``pipeline`` end with waiting until what it wrote, and all before it, is in the append-only file."""
-        if self.waits:
-            pipeline.execute_command("WAITAOF", 1, 0, int(self.options.timeout * 500))
+        pipeline.execute_command("WAITAOF", 1, 0, int(self.options.timeout * 500))
 
     def durable(self, answers: list[Any]) -> None:
         """Raises StoreFailed unless the answers of such a pipeline say that it is on the disk."""
-        if self.waits and int(answers[-1][0]) < 1:
+        if int(answers[-1][0]) < 1:
             raise StoreFailed(
                 "the store did not confirm that the update is on its disk: nothing is acknowledged"
             )

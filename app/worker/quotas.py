@@ -39,10 +39,10 @@ class Taken:
 
 def remembered(store: Store, tenant: str, now: float) -> list[float]:
     """When contexts were taken in within a day before ``now``, as far as the store remembers; those that were rolled
-    back too. Any thread; raises as Store.history."""
+    back too. Any thread; raises as Store.times."""
     manifest = store.load(tenant)
     gone = () if manifest is None else undone(manifest)
-    return [time for time in (*gone, *(r.time for r in store.history(tenant))) if time > now - DAY]
+    return [time for time in (*gone, *store.times(tenant)) if time > now - DAY]
 
 
 def of_the_erased(store: Store, message: EraseTenant, now: float) -> list[float]:
@@ -64,7 +64,7 @@ def check_bytes(used: int, most: int) -> None:
 def check(store: Store, taken: Taken, message: Update, remaining: int, block_bytes: int, now: float) -> None:
     """Raises QuotaExceeded if ``remaining`` contexts, of ``block_bytes`` each in the store, are too many now.
 
-    ``now`` is Unix time. Runs in any thread; raises as Store.history. A tenant's updates are one after another, so that
+    ``now`` is Unix time. Runs in any thread; raises as Store.times. A tenant's updates are one after another, so that
     nothing comes between this and their commits.
     """
     if message.most_bytes:

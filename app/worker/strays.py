@@ -34,7 +34,7 @@ class Strays:
         if self._looking or now < self._next:
             return
         self._next = now + EVERY_SECONDS
-        idle = {t: at for t, at in self._residency.created().items() if self._store.claimed(t) is None}
+        idle = {t: at for t, at in self._residency.created().items() if not self._store.holds(t)}
         if not idle:
             return
         self._looking = True

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -26,6 +27,7 @@ import app.store.archive
 import app.store.journal
 from app.errors import ServiceError, StoreFailed, StoreFull
 from app.store.base import Store
+from app.store.disk import DiskStore
 from tests.faults.model import TENANTS, Memories, Memory, Step, check_clean, observe, open_store
 from tests.faults.scripts import script
 from tests.store.memorydisk import Kept, MemoryDisk
@@ -34,6 +36,7 @@ _STEPS = 10
 _DRAWS = 24
 _WORKED_ON = 16
 _CRASHED_AGAIN = 64
+_KILLED = 8
 
 
 class Violation(Exception):
@@ -120,6 +123,8 @@ class Exploration:
         for kept in kinds:
             if not self.done:
                 self._found(disk.after_crash(kept), state, draw, (where, kept))
+        if self.crashes % _KILLED == 0 and not state.failures:
+            self._killed(disk, state, where)
 
     def _step(
         self,
@@ -217,6 +222,34 @@ class Exploration:
         except (AssertionError, ServiceError) as error:
             raise Violation(f"{where}: {error!r}") from error
 
+    def _killed(self, disk: MemoryDisk, state: _Running, where: object) -> None:
+        """The process dies, the machine lives, and a sync of the next one fails: what that one tells of is durable."""
+        draw = random.Random(self.crashes)
+        left = MemoryDisk(self.root / "elsewhere", deepcopy(disk.folder), links=disk.links)
+        kinds = draw.choice([["sync_over"], ["sync", "sync_over", "sync_directory"]])
+        countdown = draw.randrange(1, len(kinds) + 1)
+
+        def fail(call: str, path: Path) -> None:
+            nonlocal countdown
+            countdown -= call in kinds
+            if countdown == 0 and call in kinds:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        left.before = fail
+        try:
+            store = next(opened for _ in range(3) for opened in [_opened(left)] if opened is not None)
+            try:
+                found = next(seen for _ in range(3) for seen in [_observed(store)] if seen is not None)
+                assert found in state.allowed, (
+                    f"found {_told(found)}, not one of {[*map(_told, state.allowed)]}"
+                )
+                left.before = lambda call, path: None
+                self._work_on(left, store, found)
+            finally:
+                store.close()
+        except (AssertionError, ServiceError, OSError, StopIteration) as error:
+            raise Violation(f"{where}, killed, then a sync failed: {error!r}") from error
+
     def _elsewhere(self, disk: MemoryDisk) -> MemoryDisk:
         """The same disk under another root: the lock is a real file, and the store that crashed still has it."""
         return MemoryDisk(self.root / "elsewhere", disk.folder)
@@ -264,6 +297,14 @@ class _Running:
 
 def _told(memories: Memories) -> dict[str, tuple[int, int]]:
     return {tenant: (len(memory.contents), memory.lineage) for tenant, memory in memories.items()}
+
+
+def _opened(disk: MemoryDisk) -> DiskStore | None:
+    """None if the store says that it cannot be opened now."""
+    try:
+        return open_store(disk)
+    except (StoreFailed, StoreFull):
+        return None
 
 
 def _observed(store: Store) -> Memories | None:

@@ -72,6 +72,17 @@ def _failure_forgotten() -> Any:
     return mock.patch.object(manifests.Manifests, "_restored", return_value=True)
 
 
+def _believed_at_a_start() -> Any:
+    """What a killed server left is synced again, on the same file, when that has failed."""
+
+    def sync(self: manifests.Manifests, directory: Path, known: Any) -> None:
+        if known.journal is not None:
+            manifests.sync_file(self._files, directory / known.journal)
+        self._files.sync_directory(directory)
+
+    return mock.patch.object(manifests.Manifests, "_sync", sync)
+
+
 def _kept() -> Any:
     """A manifest that is written anew keeps its journal, with the records that it holds by now itself."""
     rewrite = manifests.Manifests._rewrite
@@ -103,6 +114,7 @@ MUTANTS: dict[str, Patch] = {
     "a journal is named before it is in its directory": _named_early,
     "a restarted server appends at its journal's beginning": _from_the_start,
     "a failed append is taken for none": _failure_forgotten,
+    "a failed sync of a start is tried again": _believed_at_a_start,
     "a manifest written anew keeps its journal": _kept,
     "journals are not read": _not_read,
     "old journals are never deleted": _never_left,

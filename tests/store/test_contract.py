@@ -56,12 +56,13 @@ def poured(store: Store, blob: BlobRef) -> bytes:
     return bytes(found)
 
 
-@pytest.mark.parametrize("call", ["commit", "compact", "history", "find", "usage", "read", "reader"])
+@pytest.mark.parametrize("call", ["commit", "compact", "history", "times", "find", "usage", "read", "reader"])
 def test_an_absent_tenant_is_not_found(store: Store, call: str) -> None:
     calls: dict[str, Callable[[], object]] = {
         "commit": lambda: commit(store, 1),
         "compact": lambda: store.compact("ada", 1, b"snapshot"),
         "history": lambda: store.history("ada"),
+        "times": lambda: store.times("ada"),
         "find": lambda: store.find("ada", "key"),
         "usage": lambda: store.usage("ada"),
         "read": lambda: store.read("ada", BlobRef("0000000001-0123456789abcdef.block", 1, "00")),
@@ -370,6 +371,7 @@ def test_the_newest_records_are_kept_up_to_the_limit(reopen: Open, limit: int) -
         kept = max(limit, version % 2)
         expected = list(range(1, version + 1))[-kept:] if kept else []
         assert versions(store.history("ada")) == expected
+        assert store.times("ada") == [float(v) for v in expected]
         assert [v for v in range(1, version + 1) if store.find("ada", f"k{v}")] == expected
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import app.store.names
 from app.errors import StoreFailed, StoreFull, TenantNotFound, VersionConflict
-from app.store.base import Idempotency, Manifest
+from app.store import archive
+from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest
 from app.store.disk import DiskStore
 from app.store.home import Home
 from app.store.url import open_store
@@ -190,7 +191,7 @@ def test_strangers_in_the_store_are_ignored(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_new_key_costs_no_reading_of_the_archive(tmp_path: Path) -> None:
+def test_a_new_key_and_the_times_cost_no_reading_of_the_archive(tmp_path: Path) -> None:
     disk = MemoryDisk(tmp_path)
     store = DiskStore(tmp_path, files=disk)
     store.create(manifest())
@@ -201,9 +202,43 @@ def test_a_new_key_costs_no_reading_of_the_archive(tmp_path: Path) -> None:
     disk.reads.clear()
     for number in range(20):
         assert store.find("ada", f"new {number}") == []
+        assert store.times("ada") == [0.0] * 6
     assert disk.reads == []
     assert len(store.find("ada", "k2")) == 1
     store.close()
+
+
+def full_archive(number: int, segments: int = 1) -> Manifest:
+    refs = tuple(BlobRef(f"{number}-{segment}.archive", 1, "") for segment in range(segments))
+    return Manifest(f"tenant {number}", 1, "f", 0.0, archive=refs)
+
+
+def test_two_thousand_full_archives_are_known_at_once_and_no_more_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = [
+        BlockRecord(v, BlobRef("", 0, ""), float(v), 16, None, Idempotency(f"key {v}", 0, 1, ""))
+        for v in range(2300)
+    ]
+    index, read = archive.ArchiveIndex(), 0
+
+    def reading() -> list[BlockRecord]:
+        nonlocal read
+        read += 1
+        return records
+
+    assert index.may_hold(full_archive(0, 8), "key 2299", reading)
+    assert not index.may_hold(full_archive(0, 8), "another", reading)
+    assert list(index.times(full_archive(0, 8), reading)) == [record.time for record in records]
+    assert read == 1
+    assert 2000 * index._bytes < archive._CACHED_BYTES <= 64 * 2**20
+    monkeypatch.setattr(archive, "_CACHED_BYTES", 4 * index._bytes)
+    for number in range(10):
+        index.times(full_archive(number, 8), reading)
+    assert [*index._known] == [f"tenant {number}" for number in range(6, 10)]
+    # of an archive that has become another
+    index.times(full_archive(9), reading)
+    assert sum(known.bytes for known in index._known.values()) == index._bytes
 
 
 def test_no_lock_outlives_its_use(tmp_path: Path) -> None:

@@ -223,6 +223,77 @@ def test_what_a_killed_server_left_unsynced_is_synced_before_it_is_told_of(tmp_p
         last.close()
 
 
+@pytest.mark.parametrize("does", ["create", "erase"])
+def test_a_tenant_that_a_killed_server_made_or_erased_stays_so(tmp_path: Path, does: str) -> None:
+    """The rename was not synced: the next server sees it, tells of it, and then the power fails."""
+    disk, store = with_blocks(tmp_path, 1)
+    tenant = "ada" if does == "erase" else "bob"
+    fan = store._home.directory(tenant).parent
+    renamed = False
+
+    def crash(call: str, path: Path) -> None:
+        nonlocal renamed
+        if renamed and call == "sync_directory" and path == fan:
+            raise Crash
+        renamed |= call == "rename"
+
+    disk.before = crash
+    with pytest.raises(Crash):
+        store.erase("ada") if does == "erase" else store.create(Manifest("bob", 7, "f", 0.0))
+    store.close()
+    disk.before = lambda call, path: None
+    store = opened(disk)
+    if does == "erase":
+        assert store.load("ada") is None
+    else:
+        assert version_of(store, "bob") == 0
+        commit(store, 2, "bob")
+    store.close()
+    store = opened(disk.after_crash("synced"))
+    if does == "erase":
+        assert store.load("ada") is None
+    else:
+        assert version_of(store, "bob") == 2
+    store.close()
+
+
+@pytest.mark.parametrize("failing", ["sync_over", "sync_directory"])
+def test_a_start_whose_sync_fails_does_not_believe_the_next_one_on_that_journal(
+    tmp_path: Path, failing: str
+) -> None:
+    """A server was killed between a journal's write and its sync, and the disk has trouble when the next one looks."""
+    disk, store = with_blocks(tmp_path, 2)
+
+    def crash(call: str, path: Path) -> None:
+        if call == "sync_over":
+            raise Crash
+
+    disk.before = crash
+    with pytest.raises(Crash):
+        commit(store, 1)
+    store.close()
+    disk.before = lambda call, path: None
+    [(left, _)] = journals(disk)
+    store = opened(disk)
+    failures = 0
+
+    def fail_once(call: str, path: Path) -> None:
+        nonlocal failures
+        if call == failing and path in (left, left.parent) and not failures:
+            failures += 1
+            raise OSError(errno.EIO, "injected")
+
+    disk.before = fail_once
+    with pytest.raises(StoreFailed):
+        store.load("ada")
+    assert version_of(store) == 3
+    # the manifest holds by now itself what was in that journal
+    assert left not in [path for path, _ in journals(disk)]
+    commit(store, 3)
+    store.close()
+    assert version_of(opened(disk.after_crash("synced"))) == 6
+
+
 def test_a_sync_that_failed_is_not_tried_again_on_that_journal(tmp_path: Path) -> None:
     disk, store = with_blocks(tmp_path, 2)
     [(first, _)] = journals(disk)

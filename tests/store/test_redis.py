@@ -18,11 +18,12 @@ from app.errors import (
     StoreFailed,
     StoreFull,
     TenantElsewhere,
+    TenantNotFound,
     TenantQuarantined,
     VersionConflict,
 )
 from app.store import redis_blobs
-from app.store.base import Manifest
+from app.store.base import BlobRef, Manifest
 from app.store.home import tenant_id
 from app.store.redis import RedisStore
 from app.store.redis_server import parse_url
@@ -132,6 +133,119 @@ def test_a_server_that_syncs_every_second_is_waited_for(tmp_path: Path) -> None:
         store.close()
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def lazy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that syncs every second, with a test at a time in it."""
+    server = RedisServer(tmp_path_factory.mktemp("lazy"), appendfsync="everysec")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def waiting(lazy: RedisServer) -> Iterator[Any]:
+    """A store on it with two tenants."""
+    with lazy.client() as client:
+        client.flushall()
+        client.config_set("appendfsync", "everysec")
+    store = open_store(lazy.url)
+    for tenant in ("ada", "bob"):
+        store.create(manifest(tenant))
+    yield store
+    store.close()
+
+
+def waits(server: RedisServer) -> int:
+    """How often the server was asked to answer when its file is on the disk."""
+    with server.client() as client:
+        told = client.info("commandstats").get("cmdstat_waitaof", {"calls": 0})
+    return int(told["calls"])
+
+
+def test_a_server_that_does_not_sync_while_it_writes_its_file_anew_is_waited_for(
+    redis_server: RedisServer,
+) -> None:
+    with redis_server.client() as client:
+        client.config_set("no-appendfsync-on-rewrite", "yes")
+        try:
+            store = open_store(redis_server.url)
+            store.create(manifest())
+            before = waits(redis_server)
+            commit(store, 1)
+            assert waits(redis_server) == before + 1
+            store.close()
+            # one of before WAITAOF has nothing to be asked with
+            true_info = redis.Redis.info
+            old = {"redis_version": "7.0.0", "valkey_version": ""}
+            with (
+                mock.patch.object(redis.Redis, "info", lambda self, *s: true_info(self, *s) | old),
+                pytest.raises(StoreFailed, match="no-appendfsync-on-rewrite no"),
+            ):
+                open_store(redis_server.url)
+        finally:
+            client.config_set("no-appendfsync-on-rewrite", "no")
+
+
+def test_a_commit_beside_a_check_waits_for_the_disk_and_for_the_check(
+    lazy: RedisServer, waiting: Any
+) -> None:
+    checking, go_on = threading.Event(), threading.Event()
+    ask = waiting._server.client.config_get
+
+    def slow(*names: str) -> Any:
+        checking.set()
+        go_on.wait(30)
+        return ask(*names)
+
+    first = threading.Thread(target=commit, args=(waiting, 1, b"block", "bob"))
+    second = threading.Thread(target=commit, args=(waiting, 1))
+    # as after a new connection
+    waiting._server._unchecked = True
+    with mock.patch.object(waiting._server.client, "config_get", slow):
+        first.start()
+        assert checking.wait(30)
+        before = waits(lazy)
+        second.start()
+        until(lambda: waits(lazy) > before)
+        second.join(0.1)
+        assert second.is_alive()
+        go_on.set()
+        first.join()
+        second.join()
+    assert [waiting.load(tenant).version for tenant in ("ada", "bob")] == [1, 1]
+
+
+def test_behind_a_check_that_failed_commits_wait_as_before(lazy: RedisServer, waiting: Any) -> None:
+    waiting._server._unchecked = True
+    with (
+        mock.patch.object(waiting._server.client, "config_get", side_effect=redis.ConnectionError("cut")),
+        pytest.raises(StoreFailed),
+    ):
+        commit(waiting, 1, tenant="bob")
+    before = waits(lazy)
+    commit(waiting, 1)
+    assert waits(lazy) == before + 1
+
+
+def test_the_first_commit_to_a_server_that_has_become_lazy_is_not_acknowledged(
+    lazy: RedisServer, waiting: Any
+) -> None:
+    with lazy.client() as client:
+        client.config_set("appendfsync", "always")
+        waiting._server._unchecked = True
+        commit(waiting, 1)
+        before = waits(lazy)
+        commit(waiting, 2)
+        assert waits(lazy) == before
+        client.config_set("appendfsync", "everysec")
+        client.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(StoreFailed, match="not waited for"):
+        commit(waiting, 3)
+    version = waiting.claim("ada").version
+    before = waits(lazy)
+    commit(waiting, version + 1)
+    assert waits(lazy) == before + 1
 
 
 def test_a_server_that_comes_back_as_another_is_refused(tmp_path: Path) -> None:
@@ -260,6 +374,19 @@ def test_an_idle_holder_gives_way(opened: Any) -> None:
     assert first.load("ada").version == 2
 
 
+def test_a_look_at_an_idle_claim_does_not_keep_it(opened: Any) -> None:
+    store = opened()
+    assert not store.holds("ada")
+    store.create(manifest())
+    store.release("ada")
+    assert store.holds("ada")
+    claim = store._redis_manifests.leases._claims["ada"]
+    assert claim.idle
+    # as whoever needs the tenant asks
+    assert store.claimed("ada")
+    assert not claim.idle
+
+
 def test_a_claim_is_renewed_while_it_is_used(opened: Any) -> None:
     first, second = opened(lease=0.6), opened(lease=0.6)
     first.create(manifest())
@@ -381,6 +508,7 @@ def test_looking_claims_nothing(opened: Any) -> None:
     found = commit(first, 1, b"some block")
     assert [record.version for record in second.history("ada")] == [1]
     assert second.read("ada", found.blocks[0].blob) == b"some block"
+    assert second.times("ada") == [0.0]
     assert second.usage("ada") == first.usage("ada")
     first.rollback("ada", 0, expected_version=1)
     with pytest.raises(VersionConflict):
@@ -490,6 +618,64 @@ def test_an_erasure_whose_answer_was_lost_is_not_taken_for_undone(opened: Any) -
 
 
 # ---------------------------------------------------------------- blobs, damage, room
+
+
+@pytest.mark.parametrize("does", ["compact", "fork"])
+def test_what_a_server_writes_that_slept_meanwhile_is_removed(
+    opened: Any, redis_server: RedisServer, does: str
+) -> None:
+    """Its claim is over, another server has erased the tenant, and it wakes with chunks of a blob left to write."""
+    first, second = opened(), opened()
+    blobs = first._redis_blobs
+    target, part = ("ada", "_put_chunk") if does == "compact" else ("bob", "_share_chunk")
+    write, calls = getattr(blobs, part), 0
+
+    def sleepy(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            lapse(first, redis_server, target)
+            if does == "fork":
+                second.create(manifest("bob"))
+            assert second.erase(target) is not None
+        return write(*arguments)
+
+    with mock.patch.object(redis_blobs, "CHUNK", 10):
+        first.create(manifest("ada"))
+        commit(first, 1, b"x" * 50)
+        changes = {
+            "compact": lambda: first.compact("ada", 1, b"s" * 50),
+            "fork": lambda: first.fork("ada", "bob", created=1.0),
+        }
+        with mock.patch.object(blobs, part, sleepy), pytest.raises((TenantNotFound, VersionConflict)):
+            changes[does]()
+    assert calls == 5
+    with redis_server.client() as client:
+        assert not [key for key in client.keys("*") if tenant_id(target).encode() in key and b"blob" in key]
+
+
+@pytest.mark.parametrize("does", ["compact", "fork"])
+def test_what_a_server_wrote_that_slept_and_was_killed_is_erased(
+    opened: Any, redis_server: RedisServer, does: str
+) -> None:
+    store = opened()
+    store.create(manifest())
+    commit(store, 1, b"x" * 50)
+    blobs = store._redis_blobs
+    # of a blob that somebody has removed meanwhile, the last chunk
+    if does == "compact":
+        blobs._put_chunk("ada", "0000000001-0123456789abcdef.snapshot", 3, b"chunk", 50)
+    else:
+        source = blobs._chunk("ada", store.load("ada").blocks[0].blob.name, 0)
+        ours = BlobRef("0000000001-0123456789abcdef.block", 50, "")
+        assert blobs._share_chunk(
+            source, blobs._chunk("ada", ours.name, 0), store._keys.of("ada", "blobs"), ours
+        )
+    assert len(blobs.held("ada")) == 2
+    with mock.patch.object(redis_blobs, "CHUNK", 10):
+        assert store.erase("ada").blobs == 2
+    with redis_server.client() as client:
+        assert not [key for key in client.keys("*") if b"blob" in key]
 
 
 def test_blobs_of_several_chunks(opened: Any, redis_server: RedisServer) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from app.messages import Context, EraseTenant, Failed, ForkTenant, RollbackTenant, Update, Updated
+from app.store.base import BlobRef, BlockRecord, Manifest
+from app.store.disk import DiskStore
+from app.store.texts import Texts
 from app.worker import quotas
 from tests.harness import Harness, load_backbone
 
@@ -53,6 +57,16 @@ def test_updates_that_compaction_has_archived_count_too() -> None:
     harness = Harness(load_backbone("plain")[0], compacted_after=2)
     assert isinstance(update(harness, 5, day=5), Updated)
     assert isinstance(update(harness, 1, day=5), Failed)
+
+
+def test_counting_what_the_store_remembers_opens_no_text(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, text_key=b"k" * 32)
+    records = [BlockRecord(v, BlobRef("", 0, ""), float(v), 16, "words") for v in range(1, 4)]
+    store.create(Manifest("ada", 1, "f", 0.0, version=3), b"pool", records)
+    store.commit("ada", 3, b"block", time=quotas.DAY + 2, tokens=16, text="words")
+    with mock.patch.object(Texts, "open", side_effect=AssertionError):
+        assert quotas.remembered(store, "ada", quotas.DAY + 2) == [3.0, quotas.DAY + 2]
+    store.close()
 
 
 def test_a_retry_of_what_is_done_is_answered_whatever_is_used_up(harness: Harness) -> None:

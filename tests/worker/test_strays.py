@@ -24,7 +24,10 @@ class Shared(MemoryStore):
         self.mine: set[str] | None = None
 
     def claimed(self, tenant: str) -> ClaimMark | None:
-        return super().claimed(tenant) if self.mine is None or tenant in self.mine else None
+        return super().claimed(tenant) if self.holds(tenant) else None
+
+    def holds(self, tenant: str) -> bool:
+        return self.mine is None or tenant in self.mine
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,14 @@ def test_nothing_is_asked_of_a_store_that_is_nobody_elses(
     monkeypatch.setattr(harness.store, "load", lambda tenant: asked.append(tenant))
     look(harness)
     assert asked == []
+
+
+def test_a_look_takes_no_tenant_into_use(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim would be kept for ever, and no other server be given it."""
+    used: list[str] = []
+    monkeypatch.setattr(harness.store, "claimed", lambda tenant: used.append(tenant))
+    look(harness)
+    assert used == []
 
 
 def test_it_is_looked_once_a_minute(harness: Harness) -> None:
