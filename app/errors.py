@@ -162,6 +162,12 @@ class ClientTooSlow(ServiceError):
     status, type, code = 408, "timeout_error", "client_too_slow"
 
 
+class RequestTooSlow(ServiceError):
+    """The request does not come in as fast as it has to. Its connection is closed: the rest of it may yet come."""
+
+    status, type, code = 408, "timeout_error", "request_too_slow"
+
+
 class TenantElsewhere(ServiceError):
     """Another server on the same store is at work for this tenant."""
 
