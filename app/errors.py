@@ -38,6 +38,16 @@ class MalformedBody(ServiceError):
     status, type, code = 400, "invalid_request_error", "malformed_body"
 
 
+class MalformedRequest(ServiceError):
+    """What came is no HTTP."""
+
+    status, type, code = 400, "invalid_request_error", "malformed_request"
+
+
+class HeadersTooLarge(ServiceError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+
 class BodyTooLarge(ServiceError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
 

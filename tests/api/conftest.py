@@ -112,8 +112,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Awaitable[None]]:
-    """Lets so many seconds pass for the running loop at once, and what was to happen in them happen."""
+def pass_time() -> Callable[[float], Awaitable[None]]:
+    """Lets so many seconds pass for the running loop at once, and what was to happen in them happen.
+
+    They are never taken back: what still waits at the end of a test would wait for them once more.
+    """
     passed = 0.0
 
     async def skip(seconds: float) -> None:
@@ -121,7 +124,7 @@ def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Awaitable[No
         loop = asyncio.get_running_loop()
         if not passed:
             clock = loop.time
-            monkeypatch.setattr(loop, "time", lambda: clock() + passed)
+            loop.time = lambda: clock() + passed  # type: ignore[method-assign]
         # not before what is on its way has come and is waited for
         await asyncio.sleep(0.05)
         passed += seconds
