@@ -208,6 +208,51 @@ async def test_bodies_may_be_large_and_requests_many(connect: Connect) -> None:
         assert [(await client.answer())[0] for _ in range(20)] == [200] * 20
 
 
+# ---------------------------------------------------------------- no HTTP
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET x:y:z HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+        CHUNKED + b"x\r\n",
+    ],
+    ids=["nonsense", "header", "url", "length", "chunk"],
+)
+async def test_what_is_no_http(connect: Connect, sent: bytes) -> None:
+    for first in (b"", REQUEST):
+        client = await connect()
+        await client.send(first)
+        if first:
+            assert (await client.answer())[0] == 200
+        await client.send(sent)
+        await client.check_refused(400, "malformed_request")
+
+
+async def test_an_answer_is_not_taken_for_that_of_the_request_before(connect: Connect, echo: Echo) -> None:
+    client = await connect()
+    await client.send(REQUEST.replace(b"/ ", b"/late ") + b"nonsense\r\n\r\n")
+    await client.check_closed()
+    echo.go.set()
+    # nor does a body's error come behind its answer
+    client = await connect()
+    await client.send(CHUNKED.replace(b"/ ", b"/early "))
+    assert (await client.answer())[0] == 200
+    await client.send(b"x\r\n")
+    await client.check_closed()
+
+
+async def test_whoever_waits_for_a_body_is_told_that_it_is_none(connect: Connect, echo: Echo) -> None:
+    client = await connect()
+    await client.send(CHUNKED + b"5\r\nhello\r\n")
+    await client.send(b"x\r\n")
+    await client.check_refused(400, "malformed_request")
+    await until(lambda: echo.ended == ["/"])
+
+
 # ---------------------------------------------------------------- too slow
 
 
