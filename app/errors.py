@@ -38,6 +38,16 @@ class MalformedBody(ServiceError):
     status, type, code = 400, "invalid_request_error", "malformed_body"
 
 
+class MalformedRequest(ServiceError):
+    """What came is no HTTP."""
+
+    status, type, code = 400, "invalid_request_error", "malformed_request"
+
+
+class HeadersTooLarge(ServiceError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+
 class BodyTooLarge(ServiceError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
 
@@ -160,6 +170,12 @@ class ClientTooSlow(ServiceError):
     """The client does not read its stream as fast as it is made; what it has got stands."""
 
     status, type, code = 408, "timeout_error", "client_too_slow"
+
+
+class RequestTooSlow(ServiceError):
+    """The request does not come in as fast as it has to. Its connection is closed: the rest of it may yet come."""
+
+    status, type, code = 408, "timeout_error", "request_too_slow"
 
 
 class TenantElsewhere(ServiceError):

@@ -99,11 +99,15 @@ class CreateTenant(Message, frozen=True):
 
 
 class ListTenants(Message, frozen=True):
-    """A page of tenants' names in order, after ``after``. Reply: TenantList."""
+    """A page of tenants' names in order, after ``after``. Reply: TenantList.
+
+    ``only``: of these alone, as if there were no others: names, or beginnings of names with a ``*`` behind them.
+    """
 
     id: str
     after: str = ""
     limit: int = 100
+    only: list[str] | None = None
 
 
 class GetTenant(Message, frozen=True):

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: Bytes = Field(8 * 2**20, description="largest request body")
+    body_timeout: PositiveFloat = Field(
+        30.0, description="a body of which nothing comes for this long is given up"
+    )
     spool_dir: Path | None = Field(
         None, description="where exports and imports are kept on their way (default: the temporary directory)"
     )

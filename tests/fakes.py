@@ -10,6 +10,7 @@ from typing import NoReturn
 from app.errors import TenantExists, TenantNotFound, VersionConflict
 from app.store import lineages
 from app.store.base import BlobRef, BlockRecord, Idempotency, Manifest, Receipt, Snapshot
+from app.store.names import chosen
 from app.store.reading import BlobReader
 from app.store.records import blob_checksum
 
@@ -44,9 +45,10 @@ class MemoryStore:
 
     # ------------------------------------------------------------ reading
 
-    def tenants(self) -> Iterator[str]:
+    def tenants(self, only: Sequence[str] | None = None) -> Iterator[str]:
         with self.lock:
-            return iter(sorted(self.manifests))
+            names = sorted(self.manifests)
+            return iter(names if only is None else chosen(names, only))
 
     def claim(self, tenant: str) -> Manifest | None:
         return self.load(tenant)

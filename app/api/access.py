@@ -43,9 +43,9 @@ class Access:
         return self.key is None or self.key.may(tenant)
 
     @property
-    def unbound(self) -> bool:
-        """Whether all tenants are this request's to see."""
-        return self.key is None or self.key.admin
+    def bound(self) -> list[str] | None:
+        """The names, and beginnings with a ``*`` behind them, of the tenants that this request may see. None: all."""
+        return None if self.key is None or self.key.admin else list(self.key.tenants)
 
     @property
     def limits(self) -> Limits:

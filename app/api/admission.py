@@ -1,30 +1,38 @@
 """Who is let in: bounded work under way, of the server and of each tenant. Refusals are made before any work is done.
 
 A request takes a place: bytes while its body comes in, then itself, then its tokens, and gives all of it back when the
-last byte of its answer is out. The worker's scheduler has bounds of its own behind these.
+last byte of its answer is out. Until the body has told which tenant it is for, its bytes are charged to the key that it
+came with. The worker's scheduler has bounds of its own behind these.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.bounds import Bounds, Clock, Most
+from app.api.arrival import Arrival
+from app.api.bounds import Bound, Bounds, Clock, Most
 from app.api.errors import error_response
 from app.errors import BodyTooLarge, ServerBusy, ServiceError, TenantBusy, TooManyTokens
 from app.messages import UpdateProgress
 from app.settings import Settings
 
+if TYPE_CHECKING:
+    from app.api.access import Access
+
 # bytes of a body for each of its tokens: more than a text has, so that nobody is refused for tokens he does not bring
 _BYTES_PER_TOKEN = 8
 WORK = frozenset({"/generate", "/update", "/score"})
+_IMPORT = re.compile(r"/tenants/[^/]+/import")
 
 
 class Admission:
-    """What is under way. Tenants with nothing under way are forgotten."""
+    """What is under way. Tenants and keys with nothing under way are forgotten."""
 
     def __init__(self, settings: Settings, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -35,6 +43,7 @@ class Admission:
             Most(settings.queue_requests, settings.queue_tokens, settings.queue_bytes), clock
         )
         self.tenants: dict[str, Bounds] = {}
+        self.arriving: dict[str, Bound] = {}
         self.most_tokens = min(settings.queue_tokens, settings.queue_tokens_tenant)
         self.most_bytes = min(settings.queue_bytes, settings.queue_bytes_tenant)
 
@@ -45,15 +54,32 @@ class Admission:
         if self.tenants[tenant].unused:
             del self.tenants[tenant]
 
-    def check_body(self, announced: int) -> None:
-        """Before the body is read. Raises ServerBusy, or BodyTooLarge for what would never fit."""
+    def check_body(self, announced: int, key: str | None = None) -> None:
+        """Before the body is read. Raises ServerBusy, TenantBusy, or BodyTooLarge for what would never fit."""
         if announced > self.most_bytes:
             raise self.too_large()
+        self.check_key(key, announced)
         self.check_server("requests", 1)
         self.check_server("bytes", announced)
 
     def too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is larger than the {self.most_bytes:,} bytes that can be under way")
+
+    def check_key(self, key: str | None, amount: int) -> None:
+        """Raises TenantBusy if the bodies that are coming in with the key have as many bytes as a tenant's may."""
+        bound = None if key is None else self.arriving.get(key)
+        if bound is not None and not bound.fits(amount):
+            raise TenantBusy("too many bytes are coming in with this key", retry_after=bound.wait(amount))
+
+    def take_arriving(self, key: str | None, amount: int) -> None:
+        if key is not None and amount:
+            self.arriving.setdefault(key, Bound(self._own.bytes, self._clock)).take(amount)
+
+    def give_arriving(self, key: str | None, amount: int) -> None:
+        if key is not None and amount:
+            self.arriving[key].give(amount)
+            if not self.arriving[key].used:
+                del self.arriving[key]
 
     def check_server(self, what: str, amount: int) -> None:
         bound = getattr(self.server, what)
@@ -62,20 +88,22 @@ class Admission:
 
 
 class Place:
-    """What one request has taken."""
+    """What one request has taken. ``key`` is the id of the one it came with, if the server has keys."""
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, key: str | None = None) -> None:
+        self._admission, self._key = admission, key
         self._tenant: str | None = None
         self._listed = self._refused = False
         self._bytes = self._tokens = self._whole = 0
 
     def take_bytes(self, count: int) -> None:
-        """A piece of the body has come. Raises ServerBusy, BodyTooLarge."""
+        """A piece of the body has come: all do before ``enter``. Raises ServerBusy, TenantBusy, BodyTooLarge."""
         if self._bytes + count > self._admission.most_bytes:
             raise self._admission.too_large()
+        self._admission.check_key(self._key, count)
         self._admission.check_server("bytes", count)
         self._admission.server.bytes.take(count)
+        self._admission.take_arriving(self._key, count)
         self._bytes += count
 
     def enter_list(self) -> None:
@@ -112,6 +140,7 @@ class Place:
         for bounds in (own, admission.server):
             bounds.requests.take(1)
         own.bytes.take(self._bytes)
+        admission.give_arriving(self._key, self._bytes)
 
     def _check_own(self, own: Bounds, what: str, amount: int) -> None:
         bound = getattr(own, what)
@@ -180,6 +209,8 @@ class Place:
                 bounds.requests.give(1, done=not self._refused)
             own.bytes.give(self._bytes)
             self._admission.forget(self._tenant)
+        else:
+            self._admission.give_arriving(self._key, self._bytes)
         if self._listed:
             self._admission.server.requests.give(1)
         self._tenant, self._bytes, self._listed, self._refused = None, 0, False, False
@@ -188,37 +219,61 @@ class Place:
 class Admit:
     """ASGI middleware: a place for every request; what cannot be served now is refused before its body is read.
 
-    ``require`` raises if no worker serves.
+    Every body is counted and timed as it comes in, but an import's: that is never held, and its route times it.
+    ``require`` raises if no worker serves; ``patience`` is for Arrival.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, require: Callable[[], object]) -> None:
-        self.app, self._admission, self._require = app, admission, require
+    def __init__(
+        self, app: ASGIApp, admission: Admission, require: Callable[[], object], patience: float
+    ) -> None:
+        self.app, self._admission, self._require, self._patience = app, admission, require, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        work = scope["method"] == "POST" and scope["path"] in WORK
-        if work:
+        key = _key(scope)
+        posted = scope["method"] == "POST"
+        if posted and scope["path"] in WORK:
             try:
                 self._require()
-                self._admission.check_body(_announced(scope))
+                self._admission.check_body(_announced(scope), key)
             except ServiceError as error:
                 await error_response(error, scope["request_id"])(scope, receive, send)
                 return
-        place = Place(self._admission)
+        place = Place(self._admission, key)
         scope.setdefault("state", {})["place"] = place
+        arrival, coming = Arrival(self._patience), True
 
         async def receive_counted() -> Message:
-            message = await receive()
+            nonlocal coming
+            if not coming:
+                # what comes now is that the client has gone, and need not come soon
+                return await receive()
+            message = await arrival.piece(receive())
             if message["type"] == "http.request":
-                place.take_bytes(len(message.get("body", b"")))
+                count = len(message.get("body", b""))
+                arrival.came(count)
+                place.take_bytes(count)
+                coming = message.get("more_body", False)
             return message
 
+        # other methods have no body that anyone reads
+        held = posted and not is_import(scope)
         try:
-            await self.app(scope, receive_counted if work else receive, send)
+            await self.app(scope, receive_counted if held else receive, send)
         finally:
             place.leave()
+
+
+def is_import(scope: Scope) -> bool:
+    """Whether the body is a memory's file, which has bounds of its own."""
+    return scope["method"] == "POST" and _IMPORT.fullmatch(scope["path"]) is not None
+
+
+def _key(scope: Scope) -> str | None:
+    access: Access = scope["state"]["access"]
+    return None if access.key is None else access.key.id
 
 
 def _announced(scope: Scope) -> int:

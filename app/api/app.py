@@ -26,6 +26,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "no API key, or none that is known"},
     403: {"model": ErrorAnswer, "description": "the API key is not for this call"},
     404: {"model": ErrorAnswer, "description": "no such path or tenant"},
+    408: {"model": ErrorAnswer, "description": "the body comes too slowly"},
     409: {"model": ErrorAnswer, "description": "in conflict with the state of the tenant"},
     413: {"model": ErrorAnswer, "description": "the body is too large"},
     415: {"model": ErrorAnswer, "description": "the content type is not application/json"},
@@ -83,7 +84,9 @@ def create_app(
         return Response(status_code=499)
 
     app.add_exception_handler(ClientGone, client_gone)
-    app.add_middleware(Admit, admission=Admission(settings), require=workers.require)
+    app.add_middleware(
+        Admit, admission=Admission(settings), require=workers.require, patience=settings.body_timeout
+    )
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     # before the body is looked at: a stranger's is not worth reading
     app.add_middleware(Gate, settings=settings, keys=keys)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.api import schemas
-from app.errors import InvalidRequest, ServiceError
+from app.errors import InvalidRequest, RequestTooSlow, ServiceError
 
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _STATUS_MESSAGES = {404: "there is nothing at this path", 405: "this path does not take this method"}
@@ -37,6 +37,8 @@ def error_response(error: ServiceError, request_id: str) -> JSONResponse:
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, RequestTooSlow):
+        headers["connection"] = "close"
     return JSONResponse(error_body(error, request_id), status_code=error.status, headers=headers)
 
 

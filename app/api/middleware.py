@@ -11,14 +11,13 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.admission import WORK
+from app.api.admission import WORK, is_import
 from app.api.errors import error_response
 from app.api.metrics import Metrics
 from app.errors import BodyTooLarge, ServiceError
 
 log = structlog.get_logger("api")
 
-_IMPORT = re.compile(r"/tenants/[^/]+/import")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET_ROUTES = {"/health", "/ready", "/metrics"}
 
@@ -119,7 +118,7 @@ class BodyLimit:
         self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "POST" and _IMPORT.fullmatch(scope["path"])):
+        if scope["type"] != "http" or is_import(scope):
             await self.app(scope, receive, send)
             return
         error = BodyTooLarge(f"the body is larger than the {self.limit:,} bytes that are allowed")

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 import structlog
 
 from app.api.bounds import Bound, Clock
-from app.errors import ServerBusy, StoreFull, TenantErased
+from app.errors import ServerBusy, StoreFull, TenantBusy, TenantErased
 
 log = structlog.get_logger("api")
 
@@ -82,6 +83,7 @@ class SpoolFile:
 class Spool:
     """The transfers of one server, at most ``most`` at once, below ``root`` (None: the system's own place).
 
+    One tenant, or one key, has half of them, so that whoever takes his time leaves the others theirs.
     ``working`` bounds those that the worker has in hand: an import takes a pool or two of its host memory.
     """
 
@@ -89,13 +91,26 @@ class Spool:
         self.root = root or Path(tempfile.gettempdir())
         self.working = asyncio.Semaphore(2)
         self._places = Bound(most, clock)
+        self._share = max(1, most // 2)
+        self._held: Counter[tuple[str, str]] = Counter()
         self._directory: Path | None = None
         self._lock = -1
         self._open: set[SpoolFile] = set()
 
     @contextmanager
-    def file(self, tenant: str) -> Iterator[SpoolFile]:
-        """A new empty file, gone when the context is left. Raises ServerBusy, OSError."""
+    def file(self, tenant: str, key: str | None = None) -> Iterator[SpoolFile]:
+        """A new empty file, gone when the context is left. ``key``: the id of the one it is asked for with.
+
+        Raises ServerBusy, TenantBusy, OSError.
+        """
+        owners = [("tenant", tenant)] if key is None else [("tenant", tenant), ("key", key)]
+        for owner in owners:
+            if self._held[owner] >= self._share:
+                # until any has ended: whose that will be nobody knows
+                wait = self._places.wait(most=self._places.used)
+                raise TenantBusy(
+                    f"this {owner[0]} has too many exports and imports under way", retry_after=wait
+                )
         if not self._places.fits(1):
             wait = self._places.wait()
             raise ServerBusy("too many memories are being exported or imported", retry_after=wait)
@@ -107,11 +122,16 @@ class Spool:
             file = SpoolFile(self._own() / uuid.uuid4().hex, tenant)
         self._open.add(file)
         self._places.take(1)
+        self._held.update(owners)
         try:
             yield file
         finally:
             self._open.discard(file)
             self._places.give(1)
+            self._held.subtract(owners)
+            for owner in owners:
+                if not self._held[owner]:
+                    del self._held[owner]
             file.close()
 
     def revoke(self, tenant: str) -> int:

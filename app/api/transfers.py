@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.access import access_of
 from app.api.answers import TenantAnswer
+from app.api.arrival import Arrival
 from app.api.body import check_content_type
 from app.api.services import Services, Use
 from app.api.spool import CHUNK, Spool, SpoolFile
@@ -21,7 +22,6 @@ from app.api.tenants import Named, ask, tenant_answer
 from app.api.worker import new_id
 from app.errors import (
     BodyTooLarge,
-    DeadlineExceeded,
     MalformedBody,
     ServiceError,
     TenantExists,
@@ -55,7 +55,7 @@ async def _exported(
     tenant: str, request: Request, services: Services, texts: bool
 ) -> AsyncGenerator[tuple[Exported, SpoolFile]]:
     spool = services.spool
-    with spool.file(tenant) as file:
+    with spool.file(tenant, _key(request)) as file:
         client = services.workers.of(tenant)
         async with spool.working:
             with client.open(ExportTenant(new_id(), tenant, str(file.path), texts)) as stream:
@@ -128,7 +128,7 @@ async def import_(tenant: Named, request: Request, services: Use) -> TenantAnswe
         raise _too_large(model.memory_file_bytes)
     await _check_absent(services, tenant)
     spool: Spool = services.spool
-    with spool.file(tenant) as file:
+    with spool.file(tenant, _key(request)) as file:
         await _receive(request, file, model.memory_file_bytes)
         async with spool.working:
             file.check()
@@ -146,26 +146,30 @@ async def _check_absent(services: Services, tenant: str) -> None:
 
 
 async def _receive(request: Request, file: SpoolFile, most: int) -> None:
-    """The body into the file. Raises BodyTooLarge, MalformedBody, DeadlineExceeded, StoreFull, TenantErased."""
+    """The body into the file. Raises BodyTooLarge, MalformedBody, RequestTooSlow, StoreFull, TenantErased."""
     taken, pieces = 0, aiter(request.stream())
+    arrival = Arrival(STALLED_SECONDS)
     while True:
         pending = bytearray()
         try:
-            async with asyncio.timeout(STALLED_SECONDS):
-                while len(pending) < CHUNK and (piece := await anext(pieces, None)) is not None:
-                    pending += piece
-                    if taken + len(pending) > most:
-                        raise _too_large(most)
+            while len(pending) < CHUNK and (piece := await arrival.piece(anext(pieces, None))) is not None:
+                arrival.came(len(piece))
+                pending += piece
+                if taken + len(pending) > most:
+                    raise _too_large(most)
         except ClientDisconnect:
             raise MalformedBody("the body ended early") from None
-        except TimeoutError:
-            raise DeadlineExceeded("the body comes too slowly, or has stopped") from None
         if not pending:
             break
         taken += len(pending)
         await asyncio.to_thread(file.write, pending)
     if not taken:
         raise MalformedBody("the body is empty; an exported memory is expected")
+
+
+def _key(request: Request) -> str | None:
+    key = access_of(request).key
+    return None if key is None else key.id
 
 
 def _too_large(most: int) -> BodyTooLarge:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Request, Response
+from pydantic import BeforeValidator
 
 from app.api import contexts
 from app.api.access import access_of, tenant_of, weight_of
@@ -30,6 +31,18 @@ router = APIRouter(route_class=JsonRoute, tags=["memory"])
 Short = Literal["none", "repeated"]
 
 
+def _as_sent(value: object) -> object:
+    """The text of a header, which comes as if it were Latin-1. Raises ValueError."""
+    try:
+        return value.encode("latin-1").decode() if isinstance(value, str) else value
+    except UnicodeDecodeError:
+        raise ValueError("the Idempotency-Key header is not UTF-8") from None
+
+
+# the same key as the same text in the body
+HeaderKey = Annotated[IdempotencyKey | None, BeforeValidator(_as_sent), Header(alias="Idempotency-Key")]
+
+
 @router.post(
     "/update",
     response_model=UpdateAnswer,
@@ -41,7 +54,7 @@ Short = Literal["none", "repeated"]
 async def update(
     body: UpdateBody,
     request: Request,
-    idempotency_key: Annotated[IdempotencyKey | None, Header(alias="Idempotency-Key")] = None,
+    idempotency_key: HeaderKey = None,
 ) -> Response:
     """Answers once every block is durable and readable. A client that goes away does not stop it."""
     services = services_of(request)

@@ -108,8 +108,12 @@ class Receipt(msgspec.Struct, frozen=True):
 class Store(Protocol):
     """Where memories are durable. One server owns a store at a time (or is fenced, see the Redis store)."""
 
-    def tenants(self) -> Iterator[str]:
-        """Names of all tenants, sorted; quarantined ones included."""
+    def tenants(self, only: Sequence[str] | None = None) -> Iterator[str]:
+        """Names of all tenants, sorted; quarantined ones included.
+
+        With ``only``, which has names and beginnings with a ``*`` behind them, those of them that are there: the others
+        are not looked at, however many there are.
+        """
         ...
 
     def claim(self, tenant: str) -> Manifest | None:

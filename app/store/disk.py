@@ -9,7 +9,7 @@ manifest, and deletes afterwards what the new one no longer names; a new tenant 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from app.store.home import Home, tenant_id
 from app.store.lineages import Copy
 from app.store.locks import TenantLocks
 from app.store.manifests import Manifests
-from app.store.names import Names
+from app.store.names import Names, chosen
 from app.store.operations import Operations
 from app.store.parts import Place
 from app.store.staging import Staging
@@ -102,8 +102,9 @@ class DiskStore(Operations):
 
     # ------------------------------------------------------------ reading
 
-    def tenants(self) -> Iterator[str]:
-        return iter(self._names.all())
+    def tenants(self, only: Sequence[str] | None = None) -> Iterator[str]:
+        names = self._names.all()
+        return iter(names if only is None else chosen(names, only))
 
     def _load(self, tenant: str) -> Manifest | None:
         manifest = self._disk_manifests.load(tenant)

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
+from collections.abc import Sequence
 
 from app.errors import StoreFailed
 from app.store.home import Home
 
 _READ_AT_ONCE = 200
+
+
+def chosen(names: Sequence[str], only: Sequence[str]) -> list[str]:
+    """Those of the sorted ``names`` that ``only`` means, as ``Store.tenants`` has it; sorted."""
+    found: set[str] = set()
+    for wanted in only:
+        beginning = wanted.removesuffix("*")
+        place = bisect_left(names, beginning)
+        if beginning == wanted:
+            if wanted in names[place : place + 1]:
+                found.add(wanted)
+            continue
+        while place < len(names) and names[place].startswith(beginning):
+            found.add(names[place])
+            place += 1
+    return sorted(found)
 
 
 class Names:
@@ -20,6 +38,8 @@ class Names:
         self._home = home
         self._guard = threading.Lock()
         self._names: dict[str, str] = {}
+        # all of them in order, until one comes or goes; never changed in place
+        self._sorted: list[str] | None = None
         self._unread = set(home.ids())
         self._read = threading.Event()
         self._closed = False
@@ -42,26 +62,32 @@ class Names:
                         self._unread.discard(id)
                         if name is not None:
                             self._names[id] = name
+                            self._sorted = None
         finally:
             self._read.set()
 
     def add(self, id: str, name: str) -> None:
         with self._guard:
             self._unread.discard(id)
-            self._names[id] = name
+            if id not in self._names:
+                self._names[id] = name
+                self._sorted = None
 
     def drop(self, id: str) -> None:
         with self._guard:
             self._unread.discard(id)
-            self._names.pop(id, None)
+            if self._names.pop(id, None) is not None:
+                self._sorted = None
 
-    def all(self) -> list[str]:
+    def all(self) -> Sequence[str]:
         """Sorted. Raises StoreFailed if the store is closed before they are read."""
         self._read.wait()
         with self._guard:
             if self._closed and self._unread:
                 raise StoreFailed("the store is closed")
-            return sorted(self._names.values())
+            if self._sorted is None:
+                self._sorted = sorted(self._names.values())
+            return self._sorted
 
     def close(self) -> None:
         self._closed = True

@@ -15,10 +15,10 @@ answers when the change is on its disk; otherwise the store waits for that (WAIT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.errors import (
     ServiceError,
@@ -185,12 +185,9 @@ class RedisStore(Operations):
 
     # ------------------------------------------------------------ reading
 
-    def _listed(self, *, erasing: bool = False) -> list[str]:
+    def _listed(self, only: Sequence[str] | None = None, *, erasing: bool = False) -> list[str]:
         client = self._server.client
-        names = [
-            name.decode()
-            for name in self._server.again("listing", lambda: client.zrange(self._keys.index, 0, -1))
-        ]
+        names = sorted(self._indexed(["*"] if only is None else only))
 
         def ask() -> list[int]:
             pipeline = client.pipeline(transaction=False)
@@ -202,8 +199,28 @@ class RedisStore(Operations):
         found = self._server.again("listing the tenants", ask) if names else []
         return [name for name, going in zip(names, found, strict=True) if bool(going) == erasing]
 
-    def tenants(self) -> Iterator[str]:
-        return iter(sorted(self._listed()))
+    def _indexed(self, only: Sequence[str]) -> set[str]:
+        """The names in the index that ``only`` means, as ``tenants`` has it."""
+        beginnings = [wanted[:-1].encode() for wanted in only if wanted.endswith("*")]
+        names = [wanted for wanted in only if not wanted.endswith("*")]
+
+        def ask() -> list[Any]:
+            pipeline = self._server.client.pipeline(transaction=False)
+            for beginning in beginnings:
+                # no name has this byte: behind all that begin so
+                pipeline.zrangebylex(self._keys.index, b"[" + beginning, b"(" + beginning + b"\xff")
+            for name in names:
+                pipeline.zscore(self._keys.index, name)
+            answers: list[Any] = pipeline.execute()
+            return answers
+
+        found = self._server.again("listing", ask)
+        begun = {name.decode() for some in found[: len(beginnings)] for name in some}
+        there = zip(names, found[len(beginnings) :], strict=True)
+        return begun | {name for name, score in there if score is not None}
+
+    def tenants(self, only: Sequence[str] | None = None) -> Iterator[str]:
+        return iter(self._listed(only))
 
     def load(self, tenant: str) -> Manifest | None:
         """The manifest as it is now, whichever server may write it."""

@@ -141,7 +141,7 @@ class Tenants:
         )
 
     def _list(self, message: ListTenants) -> Body:
-        names = list(self.store.tenants())
+        names = list(self.store.tenants(message.only))
         start = bisect_right(names, message.after) if message.after else 0
         page = names[start : start + message.limit]
         more = start + len(page) < len(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,28 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         await asyncio.sleep(0)
+
+
+@pytest.fixture
+def pass_time() -> Callable[[float], Awaitable[None]]:
+    """Lets so many seconds pass for the running loop at once, and what was to happen in them happen.
+
+    They are never taken back: what still waits at the end of a test would wait for them once more.
+    """
+    passed = 0.0
+
+    async def skip(seconds: float) -> None:
+        nonlocal passed
+        loop = asyncio.get_running_loop()
+        if not passed:
+            clock = loop.time
+            loop.time = lambda: clock() + passed  # type: ignore[method-assign]
+        # not before what is on its way has come and is waited for
+        await asyncio.sleep(0.05)
+        passed += seconds
+        await asyncio.sleep(0.05)
+
+    return skip
 
 
 async def start_service(settings: Settings, path: str) -> Service:

@@ -29,6 +29,7 @@ from app.errors import (
     VersionNotKept,
 )
 from app.settings import Settings
+from app.store.names import chosen
 
 VOCAB = 600
 MIN_CONTEXT = 4
@@ -190,10 +191,13 @@ class FakeWorker:
         return [self._finished(held, "cancelled", 1)]
 
     def _list(self, request: m.ListTenants) -> list[m.Answer]:
-        names = sorted(name for name in self.memories if name > request.after)
+        known = sorted(self.memories)
+        if request.only is not None:
+            known = chosen(known, request.only)
+        names = [name for name in known if name > request.after]
         page = names[: request.limit]
         following = page[-1] if len(names) > len(page) and page else None
-        return [m.Reply(request.id, m.TenantList(page, following, len(self.memories)))]
+        return [m.Reply(request.id, m.TenantList(page, following, len(known)))]
 
     def _info(self, request: m.Request, name: str) -> m.Reply:
         seed, version, lineage = self.seeds.get(name, 0), self.memories[name], self.lineages.get(name, 0)

@@ -179,6 +179,9 @@ async def test_a_key_lists_its_own_tenants_and_no_number_of_others(guarded: Serv
     assert page == {"tenants": ["ada"], "next": "ada", "total": 3}
     page = (await guarded.http.get("/tenants?limit=1&after=ada", headers=bearer("team"))).json()
     assert page["tenants"] == ["team/1"]
+    # the worker is asked once, and only about these
+    asked = [message for message in guarded.seen if isinstance(message, m.ListTenants)]
+    assert [message.only for message in asked] == [["team/*", "ada"]] * 3
     everyone = (await guarded.http.get("/tenants", headers=bearer("admin"))).json()
     assert everyone["total"] == 5
 

@@ -1,25 +1,125 @@
-"""When a request came in, however long those before it keep the loop."""
+"""When a request came in, however long those before it keep the loop; and what becomes of requests that do not end."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import uvicorn
 
 import app.api.protocol
-from app.api.protocol import Protocol
+from app.api.protocol import HEADERS_SECONDS, MOST_BYTES, REST_SECONDS, Protocol
 from app.api.server import listen
+from tests.api.conftest import until
 
 pytestmark = pytest.mark.anyio
 
+Skip = Callable[[float], Awaitable[None]]
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@asynccontextmanager
+async def serving(application: Any) -> AsyncIterator[tuple[str, int]]:
+    listener = listen("127.0.0.1", 0)
+    config = uvicorn.Config(application, http=Protocol, lifespan="off", ws="none", log_config=None)
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    for _ in range(500):
+        if server.started:
+            break
+        await asyncio.sleep(0.01)
+    try:
+        yield listener.getsockname()[:2]
+    finally:
+        server.should_exit = True
+        await task
+
+
+class Echo:
+    """Answers with the length of the body; ``/early`` before it has come, ``/late`` when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.ended: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        taken, more = 0, scope["path"] != "/early"
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.ended.append(scope["path"])
+                return
+            taken += len(message["body"])
+            more = message["more_body"]
+        if scope["path"] == "/late":
+            await self.go.wait()
+        headers = [(b"content-length", str(len(str(taken))).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": str(taken).encode()})
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        async with asyncio.timeout(20):
+            status, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+            headers = dict(line.split(": ", 1) for line in lines)
+            return (
+                int(status.split()[1]),
+                headers,
+                await self.reader.readexactly(int(headers["content-length"])),
+            )
+
+    async def check_refused(self, status: int, code: str) -> None:
+        told, headers, body = await self.answer()
+        error = json.loads(body)
+        assert (told, error["error"]["code"], headers["connection"]) == (status, code, "close")
+        assert headers["content-type"] == "application/json"
+        assert headers["x-request-id"] == error["request_id"]
+        assert set(error["error"]) == {"message", "type", "code", "param"}
+        await self.check_closed()
+
+    async def check_closed(self) -> None:
+        async with asyncio.timeout(20):
+            assert await self.reader.read() == b""
+
+
+@pytest.fixture
+async def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+async def connect(echo: Echo) -> AsyncIterator[Callable[[], Awaitable[Client]]]:
+    clients: list[Client] = []
+    async with serving(echo) as address:
+
+        async def connect() -> Client:
+            clients.append(Client(*await asyncio.open_connection(*address)))
+            return clients[-1]
+
+        yield connect
+        for client in clients:
+            client.writer.close()
+
+
+Connect = Callable[[], Awaitable[Client]]
 
 
 async def test_requests_that_come_together_began_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,23 +135,181 @@ async def test_requests_that_come_together_began_together(monkeypatch: pytest.Mo
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(application, http=Protocol, lifespan="off", ws="none", log_config=None)
-    )
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    for _ in range(500):
-        if server.started:
-            break
-        await asyncio.sleep(0.01)
-    address = listener.getsockname()[:2]
-    connections = [await asyncio.open_connection(*address) for _ in range(3)]
-    await asyncio.sleep(0.05)
-    for _, writer in connections:
-        writer.write(REQUEST)
-    for reader, writer in connections:
-        assert b"204" in await reader.readline()
-        writer.close()
-    server.should_exit = True
-    await serving
+    async with serving(application) as address:
+        connections = [await asyncio.open_connection(*address) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        for _, writer in connections:
+            writer.write(REQUEST)
+        for reader, writer in connections:
+            assert b"204" in await reader.readline()
+            writer.close()
     assert began == [0.0, 0.0, 0.0]
+
+
+# ---------------------------------------------------------------- too large
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (b"GET /", b"x" * 1000),
+        (b"GET / HTTP/1.1\r\n", b"x" * 1000),
+        (b"GET / HTTP/1.1\r\nx: ", b"x" * 1000),
+        (b"GET / HTTP/1.1\r\n", b"x: y\r\n" * 200),
+        (b"", b"\r\n" * 500),
+    ],
+    ids=["line", "name", "value", "many", "empty lines"],
+)
+async def test_headers_without_end(connect: Connect, begin: bytes, piece: bytes) -> None:
+    for first in (b"", REQUEST):
+        client = await connect()
+        await client.send(first)
+        if first:
+            assert (await client.answer())[0] == 200
+        await client.send(begin)
+        for _ in range(MOST_BYTES // len(piece)):
+            await client.send(piece)
+            await asyncio.sleep(0)
+        await client.send(piece)
+        await client.check_refused(431, "headers_too_large")
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nx: "], ids=["line", "value"])
+async def test_headers_in_one_piece(connect: Connect, begin: bytes) -> None:
+    end = b" HTTP/1.1\r\nhost: x\r\n\r\n" if begin == b"GET /" else b"\r\n\r\n"
+    client = await connect()
+    await client.send(begin + b"x" * (MOST_BYTES - 1000) + end)
+    assert (await client.answer())[0] == 200
+    await client.send(begin + b"x" * MOST_BYTES + end)
+    await client.check_refused(431, "headers_too_large")
+
+
+async def test_trailers_without_end(connect: Connect, echo: Echo) -> None:
+    client = await connect()
+    await client.send(CHUNKED + b"5\r\nhello\r\n0\r\nx: ")
+    # whoever goes on sending may not hear why it is closed
+    with suppress(ConnectionError):
+        for _ in range(1000):
+            await client.send(b"x" * 1000)
+            await asyncio.sleep(0)
+    await until(lambda: echo.ended == ["/"])
+
+
+async def test_bodies_may_be_large_and_requests_many(connect: Connect) -> None:
+    client = await connect()
+    size = 3 * MOST_BYTES
+    plain = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + bytes(size)
+    # in the smallest pieces more of it is around the body than in it
+    pieces = CHUNKED + b"1\r\nx\r\n" * (MOST_BYTES // 4) + b"0\r\nchecksum: y\r\n\r\n"
+    for _ in range(2):
+        await client.send(plain + pieces + REQUEST * 20)
+        assert (await client.answer())[2] == str(size).encode()
+        assert (await client.answer())[2] == str(MOST_BYTES // 4).encode()
+        assert [(await client.answer())[0] for _ in range(20)] == [200] * 20
+
+
+# ---------------------------------------------------------------- no HTTP
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET x:y:z HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+        CHUNKED + b"x\r\n",
+    ],
+    ids=["nonsense", "header", "url", "length", "chunk"],
+)
+async def test_what_is_no_http(connect: Connect, sent: bytes) -> None:
+    for first in (b"", REQUEST):
+        client = await connect()
+        await client.send(first)
+        if first:
+            assert (await client.answer())[0] == 200
+        await client.send(sent)
+        await client.check_refused(400, "malformed_request")
+
+
+async def test_an_answer_is_not_taken_for_that_of_the_request_before(connect: Connect, echo: Echo) -> None:
+    client = await connect()
+    await client.send(REQUEST.replace(b"/ ", b"/late ") + b"nonsense\r\n\r\n")
+    await client.check_closed()
+    echo.go.set()
+    # nor does a body's error come behind its answer
+    client = await connect()
+    await client.send(CHUNKED.replace(b"/ ", b"/early "))
+    assert (await client.answer())[0] == 200
+    await client.send(b"x\r\n")
+    await client.check_closed()
+
+
+async def test_whoever_waits_for_a_body_is_told_that_it_is_none(connect: Connect, echo: Echo) -> None:
+    client = await connect()
+    await client.send(CHUNKED + b"5\r\nhello\r\n")
+    await client.send(b"x\r\n")
+    await client.check_refused(400, "malformed_request")
+    await until(lambda: echo.ended == ["/"])
+
+
+# ---------------------------------------------------------------- too slow
+
+
+async def test_headers_that_do_not_end_in_time(connect: Connect, pass_time: Skip) -> None:
+    silent, slow, again, blank = [await connect() for _ in range(4)]
+    await again.send(REQUEST)
+    assert (await again.answer())[0] == 200
+    for client in (slow, again):
+        await client.send(b"GET / HTTP/1.1\r\n")
+    await blank.send(b"\r\n")
+    await pass_time(HEADERS_SECONDS / 2)
+    for client in (slow, again):
+        await client.send(b"x: y\r\n")
+    await blank.send(b"\r\n")
+    await pass_time(HEADERS_SECONDS / 2 + 1)
+    await silent.check_closed()
+    for client in (slow, again, blank):
+        await client.check_refused(408, "request_too_slow")
+
+
+async def test_slow_headers_that_end_in_time(connect: Connect, pass_time: Skip) -> None:
+    client = await connect()
+    for _ in range(3):
+        await pass_time(3.0)
+        await client.send(REQUEST[:-2])
+        await pass_time(HEADERS_SECONDS / 2)
+        await client.send(REQUEST[-2:])
+        assert (await client.answer())[0] == 200
+
+
+async def test_one_who_waits_for_an_answer_may_have_begun_the_next_request(
+    connect: Connect, echo: Echo, pass_time: Skip
+) -> None:
+    client = await connect()
+    late = REQUEST.replace(b"/ ", b"/late ")
+    await client.send(late + REQUEST[:10])
+    for _ in range(5):
+        await pass_time(HEADERS_SECONDS)
+    echo.go.set()
+    assert (await client.answer())[0] == 200
+    await client.send(REQUEST[10:])
+    assert (await client.answer())[0] == 200
+
+
+async def test_the_rest_of_a_body_is_not_waited_for_for_ever(connect: Connect, pass_time: Skip) -> None:
+    client = await connect()
+    await client.send(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+    assert (await client.answer())[0] == 200
+    for _ in range(int(REST_SECONDS / 4)):
+        await client.send(b"x")
+        await pass_time(4.0)
+    await pass_time(1.0)
+    await client.check_closed()
+    # one that does come is no fault
+    client = await connect()
+    await client.send(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nx")
+    assert (await client.answer())[0] == 200
+    await pass_time(4.0)
+    await client.send(b"xx" + REQUEST)
+    assert (await client.answer())[0] == 200

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.api.spool import Spool
-from app.errors import ServerBusy, StoreFull, TenantErased
+from app.errors import ServerBusy, StoreFull, TenantBusy, TenantErased
 
 
 def test_there_are_only_so_many_transfers_at_once(tmp_path: Path) -> None:
@@ -23,6 +23,23 @@ def test_there_are_only_so_many_transfers_at_once(tmp_path: Path) -> None:
         pass
     spool.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_who_has_half_of_the_places_leaves_the_others(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, most=4)
+    with spool.file("a", "k1"), spool.file("b", "k1"):
+        with pytest.raises(TenantBusy, match="this key") as refused, spool.file("c", "k1"):
+            pass
+        assert refused.value.retry_after is not None
+        with spool.file("c", "k2"), spool.file("c"):
+            pass
+    with spool.file("a", "k1"), spool.file("a", "k2"):
+        with pytest.raises(TenantBusy, match="this tenant"), spool.file("a"):
+            pass
+        with spool.file("b"):
+            pass
+    assert not spool._held
+    spool.close()
 
 
 CRASH = """

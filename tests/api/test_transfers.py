@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import pytest
 from app.api import transfers
 from app.api.spool import CHUNK
 from app.messages import Exported, ExportTenant, GetTenant, ImportTenant, Reply
+from app.settings import Settings
 from tests.api.conftest import Service, until
 from tests.api.fake_worker import MEMORY_FILE
+from tests.api.test_access import bearer, start
 from tests.api.test_bad_input import check_error
 
 pytestmark = pytest.mark.anyio
 
+Skip = Callable[[float], Awaitable[None]]
 OCTETS = {"content-type": "application/octet-stream"}
 
 
@@ -233,7 +236,7 @@ async def test_a_file_larger_than_any_memory_is_refused(service: Service) -> Non
     check_error(refused, 413, "body_too_large")
 
 
-async def test_a_body_that_stops_leaves_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_stops_leaves_nothing(service: Service, pass_time: Skip) -> None:
     exchange = Exchange(service, "POST", "/tenants/x/import", OCTETS)
     exchange.body(bytes(CHUNK), more=True)
     await until(lambda: bool(left(service)) and left(service)[0].stat().st_size == CHUNK)
@@ -242,13 +245,66 @@ async def test_a_body_that_stops_leaves_nothing(service: Service, monkeypatch: p
     await exchange.task
     assert exchange.status == 400
     assert left(service) == []
-    monkeypatch.setattr(transfers, "STALLED_SECONDS", 0.02)
     exchange = Exchange(service, "POST", "/tenants/x/import", OCTETS)
     exchange.body(b"more", more=True)
-    await exchange.task
-    assert exchange.status == 504
+    await pass_time(61.0)
+    await until(exchange.task.done)
+    assert exchange.status == 408
+    assert (b"connection", b"close") in exchange.sent[0]["headers"]
     assert left(service) == []
     assert not any(isinstance(message, ImportTenant) for message in service.seen)
+
+
+async def test_a_body_that_comes_slowly_does_not_stand_still(service: Service, pass_time: Skip) -> None:
+    """A minute anew for each piece, and at 64 KiB/s all that it takes; but a trickle has to end."""
+    slow, trickle = (Exchange(service, "POST", f"/tenants/{name}/import", OCTETS) for name in "xy")
+    slow.body(b"y 7 ", more=True)
+    trickle.body(b"y 7 ", more=True)
+    for _ in range(7):
+        await pass_time(12.0)
+        slow.body(bytes(CHUNK * 36 // 100), more=True)
+        trickle.body(b"y", more=True)
+    await until(trickle.task.done)
+    assert trickle.status == 408
+    assert not slow.task.done()
+    slow.body(b"end")
+    await until(slow.task.done)
+    assert slow.status == 201
+
+
+async def test_a_piece_has_its_own_minute(service: Service, pass_time: Skip) -> None:
+    exchange = Exchange(service, "POST", "/tenants/x/import", OCTETS)
+    for piece in (b"y 7 " + bytes(CHUNK * 9 // 10), b"a", b"b"):
+        exchange.body(piece, more=True)
+        await pass_time(25.0)
+    assert not exchange.task.done()
+    exchange.body(b"end")
+    await until(exchange.task.done)
+    assert exchange.status == 201
+
+
+async def test_no_key_has_all_places(settings: Settings, model_dir: Path, tmp_path: Path) -> None:
+    imports: list[Exchange] = []
+    async for service in start(settings.model_copy(update={"max_transfers": 4}), model_dir, tmp_path):
+        for number in range(4):
+            imports.append(
+                Exchange(service, "POST", f"/tenants/team%2F{number}/import", OCTETS | bearer("team"))
+            )
+            imports[-1].body(b"x", more=True)
+        await until(lambda: sum(exchange.task.done() for exchange in imports) == 2)
+        refused = [exchange for exchange in imports if exchange.task.done()]
+        assert [exchange.status for exchange in refused] == [429, 429]
+        assert b"tenant_queue_full" in refused[0].sent[1]["body"]
+        other = await service.http.post(
+            "/tenants/z/import", content=b"y 7 ", headers=OCTETS | bearer("admin")
+        )
+        assert other.status_code == 201
+        for exchange in imports:
+            exchange.hang_up()
+            await until(exchange.task.done)
+        again = "/tenants/team%2F9/import"
+        other = await service.http.post(again, content=b"y 7 ", headers=OCTETS | bearer("team"))
+        assert other.status_code == 201
 
 
 async def test_an_erasure_ends_an_import_that_is_still_coming(service: Service) -> None:

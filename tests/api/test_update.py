@@ -126,6 +126,33 @@ async def test_idempotency_key(service: Service, in_header: bool) -> None:
     assert again.json() == {**first.json(), "replayed": True}
 
 
+async def test_a_key_is_the_same_in_header_and_body(service: Service) -> None:
+    key = "Schlüssel 鍵"
+    headers = {"Idempotency-Key": key.encode()}
+    first = await service.post("/update", {"tenant": "alice", "text": TEXT}, headers=headers)
+    body = {"tenant": "alice", "text": TEXT, "idempotency_key": key}
+    for more in ({}, headers):
+        again = await service.post("/update", body, headers=more)
+        assert again.json() == {**first.json(), "replayed": True}
+    assert [sent.idempotency_key for sent in service.seen if isinstance(sent, Update)] == [key] * 3
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("Schlüssel".encode("latin-1"), "not UTF-8"), ("ü".encode() * 257, "256"), (b"", "1 character")],
+    ids=["latin-1", "long", "empty"],
+)
+async def test_a_header_that_is_no_key(service: Service, key: bytes, reason: str) -> None:
+    headers = {"Idempotency-Key": key}
+    answer = await service.post("/update", {"tenant": "alice", "text": TEXT}, headers=headers)
+    check_error(answer, 422, "invalid_request")
+    assert reason in answer.json()["error"]["message"]
+    assert service.seen == []
+    longest = {"Idempotency-Key": "ü".encode() * 256}
+    taken = await service.post("/update", {"tenant": "alice", "text": TEXT}, headers=longest)
+    assert taken.status_code == 200
+
+
 async def test_idempotency_keys_that_differ(service: Service) -> None:
     body = {"tenant": "alice", "text": TEXT, "idempotency_key": "k1"}
     same = await service.post("/update", body, headers={"Idempotency-Key": "k1"})

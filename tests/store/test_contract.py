@@ -122,6 +122,27 @@ def test_tenants_are_sorted(store: Store) -> None:
     for name in ("b", "a", "c", "A"):
         store.create(manifest(name))
     assert list(store.tenants()) == ["A", "a", "b", "c"]
+    store.erase("a")
+    store.create(manifest("B"))
+    assert list(store.tenants()) == ["A", "B", "b", "c"]
+
+
+def test_of_many_tenants_some_are_listed_alone(store: Store) -> None:
+    for name in ("b", "acme/2", "acme", "acme/1", "acme0", "ä/1", "ä", "ä/🙂", "z*"):
+        store.create(manifest(name))
+    for only, there in (
+        (["b"], ["b"]),
+        (["nobody", "b", "acme"], ["acme", "b"]),
+        (["acme/*"], ["acme/1", "acme/2"]),
+        (["acme/*", "acme/1", "a*"], ["acme", "acme/1", "acme/2", "acme0"]),
+        (["ä/*", "b"], ["b", "ä/1", "ä/🙂"]),
+        (["nobody/*", "c", "acm"], []),
+        ([], []),
+    ):
+        assert list(store.tenants(only)) == there, only
+    assert list(store.tenants(["*"])) == list(store.tenants())
+    store.erase("acme/1")
+    assert list(store.tenants(["acme/*", "acme/1"])) == ["acme/2"]
 
 
 # ---------------------------------------------------------------- committing

@@ -178,6 +178,20 @@ def test_opening_reads_one_small_file_per_tenant(tmp_path: Path) -> None:
     assert len(disk.reads) == 501
 
 
+def test_names_are_put_in_order_once(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    for name in ("bob", "ada"):
+        store.create(manifest(name))
+    listed = store._names.all()
+    store.load("bob")
+    store.load("nobody")
+    assert store._names.all() is listed
+    store.create(manifest("eve"))
+    assert store._names.all() == ["ada", "bob", "eve"]
+    assert listed == ["ada", "bob"]
+    store.close()
+
+
 def test_strangers_in_the_store_are_ignored(tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     store.create(manifest())

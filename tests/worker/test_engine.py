@@ -447,6 +447,10 @@ def test_tenants_are_created_listed_and_looked_at(harness: Harness) -> None:
     page = reply(harness, ListTenants, limit=3)
     assert page == TenantList(["ada", "bob", "cyd"], "cyd", 4)
     assert reply(harness, ListTenants, after="cyd", limit=3) == TenantList(["dan"], None, 4)
+    page = reply(harness, ListTenants, limit=1, only=["cyd", "nobody", "b*"])
+    assert page == TenantList(["bob"], "bob", 2)
+    page = reply(harness, ListTenants, after="bob", only=["cyd", "nobody", "b*"])
+    assert page == TenantList(["cyd"], None, 2)
     bob = reply(harness, GetTenant, tenant="bob")
     assert (bob.memory_version, bob.tier) == (1, "resident")
     for request in (GetTenant, GetMemory, GetHistory, EraseTenant):
