@@ -114,6 +114,11 @@ class Residency(Source):
         at_work = (self._loading, self._heating, self._claiming, self._leaving)
         return any(tenant in tenants for tenants in at_work)
 
+    def outdated(self, tenant: str) -> bool:
+        """Whether the stored memory is another now, and comes when those have ended who read the one here."""
+        memory = self._resident.get(tenant)
+        return memory is not None and tenant in self._stale and memory.pins > 0
+
     @property
     def counts(self) -> dict[str, int]:
         return {"resident": len(self._resident), "warm": len(self.warm), "loading": len(self._loading)}
@@ -145,7 +150,7 @@ class Residency(Source):
             return True
         memory = self._resident.get(tenant)
         if memory is not None and tenant in self._stale:
-            if memory.pins:
+            if self.outdated(tenant):
                 return False
             self.forget(tenant)
             memory = None

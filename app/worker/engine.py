@@ -416,7 +416,7 @@ class Engine:
             gauges={
                 "num_requests_running": counts["running"],
                 "num_requests_waiting": counts["waiting"],
-                "fairness_gap_tokens": self.scheduler.fairness_gap,
+                "fairness_gap_tokens": self.scheduler.fairness_gap(residency),
                 **_by("memories", residency.counts),
                 **_by("memory_bytes", residency.bytes),
             },

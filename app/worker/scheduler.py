@@ -62,6 +62,10 @@ class Memories(Protocol):
         """Whether it was brought for a request that has not begun."""
         ...
 
+    def outdated(self, tenant: str) -> bool:
+        """Whether it is read anew only when those who still read what is here have ended."""
+        ...
+
 
 class Scheduler:
     """Holds every job that waits or runs."""
@@ -163,10 +167,9 @@ class Scheduler:
     def counts(self) -> dict[str, int]:
         return {"running": len(self._jobs) - self._waiting, "waiting": self._waiting}
 
-    @property
-    def fairness_gap(self) -> float:
+    def fairness_gap(self, memories: Memories) -> float:
         """How far apart the counters of tenants are whose requests wait for others', in prompt tokens."""
-        return self._counters.gap(tenant for tenant in self._queues if tenant not in self._updating)
+        return self._counters.gap(t for t in self._queues if self._waits_for_others(t, memories))
 
     def brought(self, tenant: str, pools: float) -> None:
         """A memory, or ``pools`` of one, has been brought to the device for the tenant.
@@ -349,6 +352,9 @@ class Scheduler:
             if job is None:
                 continue
             ready = not looked and _ready(job, memories)
+            if not ready and memories.outdated(tenant):
+                # nobody else's place would help it
+                continue
             if not ready and not looked:
                 heapq.heappush(heads, self._place(tenant, 0.0, looked=True))
                 continue
@@ -378,6 +384,11 @@ class Scheduler:
             if job.priority > best.priority:
                 best = job
         return best
+
+    def _waits_for_others(self, tenant: str, memories: Memories) -> bool:
+        """Whether the tenant, some of whose requests wait, does not wait for its own that run."""
+        job = self._head(tenant)
+        return job is not None and not (memories.outdated(tenant) and not _ready(job, memories))
 
     def _start(self, plan: Plan, job: Job) -> None:
         queue = self._queues[job.tenant]

@@ -21,6 +21,7 @@ class FakeMemories:
     here: set[str] = field(default_factory=set)
     coming: set[str] = field(default_factory=set)
     unused: set[str] = field(default_factory=set)
+    old: set[str] = field(default_factory=set)
 
     def readable(self, tenant: str) -> bool:
         return tenant in self.here
@@ -33,6 +34,9 @@ class FakeMemories:
 
     def owed(self, tenant: str) -> bool:
         return tenant in self.unused
+
+    def outdated(self, tenant: str) -> bool:
+        return tenant in self.old
 
 
 def generate(tenant: str, prompt: int = 10, room: int = 32, **rest: object) -> Job:
@@ -286,3 +290,29 @@ def test_a_tenant_served_more_leaves_its_slot_to_one_that_finds_none(
     scheduler.submit(generate("rich"))
     plan = scheduler.plan(1, memories)
     assert ("rich" in {job.tenant for job in plan.start}) == starts
+
+
+def test_who_waits_for_its_own_readers_holds_nobody_up() -> None:
+    """Their memories were rolled back while they read them: nobody else can make room for what they wait for."""
+    scheduler = Scheduler(Limits())
+    slow = [f"slow {number}" for number in range(PREFETCH)]
+    memories = FakeMemories({"rich", *slow})
+    for tenant in slow:
+        scheduler.submit(generate(tenant))
+    advance(scheduler.plan(0, memories))
+    memories.here, memories.old = {"rich"}, set(slow)
+    for tenant in ("rich", "cold", *slow):
+        scheduler.submit(generate(tenant))
+    scheduler._counters.charge("rich", 3 * scheduler.prices.resident)
+    scheduler._counters.charge("cold", 3 * scheduler.prices.resident)
+    assert scheduler.fairness_gap(memories) == 0.0
+    assert scheduler.wanted(memories) == [("cold", True)]
+    plan = scheduler.plan(1, memories)
+    assert [job.tenant for job in plan.start] == ["rich"]
+    assert plan.wanted == [("cold", True)]
+    memories.old = set()
+    scheduler.submit(generate("rich"))
+    assert scheduler.fairness_gap(memories) > scheduler.prices.resident
+    plan = scheduler.plan(2, memories)
+    assert not plan.start
+    assert sorted(plan.wanted) == [(tenant, True) for tenant in slow]
