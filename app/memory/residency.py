@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from app.errors import ServiceError
 from app.memory.arena import Arena, Memory
 from app.memory.lanes import Lanes
@@ -30,6 +32,14 @@ Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None],
 
 MOST_LOADS = 3
 """Loads under way at once: enough to keep disk and link busy, fewer than there are threads, for commits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Born:
+    """``born`` int32 [L or 1, N]: the version that wrote each token of the memory that ``content`` names."""
+
+    content: tuple[float, int, int]
+    born: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,11 @@ class Residency(Source):
 
     def get(self, tenant: str) -> Memory | None:
         return self._resident.get(tenant)
+
+    def born(self, tenant: str) -> Born | None:
+        """What is known of the memory on the device or warm; it need not be the newest."""
+        here = self._resident.get(tenant) or self.warm.get(tenant)
+        return None if here is None else Born(here.content, here.born)
 
     def created(self) -> dict[str, float]:
         """The tenants whose memories are on the device or warm, and when these tenants were made (Unix time)."""
