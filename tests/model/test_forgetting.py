@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.model.forgetting import draw, forget, renumber, surviving, survivors
@@ -77,6 +77,7 @@ def test_layers_forget_independently_only_if_they_are_to() -> None:
     assert len({tuple(row) for row in apart.tolist()}) == 3
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 2**20), st.integers(1, 3), st.integers(2, 6), st.integers(1, 5), st.integers(1, 60),
     st.lists(st.integers(1, 60), unique=True),
