@@ -73,6 +73,7 @@ class SelfUpdate:
         self.length = length
         self.done = 0
         self.prefix = 0 if tail is None else config.num_tokens + config.first_rank_position
+        self.tail_length = 0 if tail is None else config.num_tokens
         self.short = max(0, config.num_tokens - length)
         self._config, self._like, self._bos = config, like, bos
         self._kept: tuple[Tensor, Tensor] | None = None

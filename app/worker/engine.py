@@ -365,7 +365,7 @@ class Engine:
     def _plan_ahead(self, issued: Issued) -> None:
         """Plans the next step while the device is at this one, whose sequences are taken to go on."""
         if issued.reading:
-            self.scheduler.pace.begun(issued.rows, sum(len(chunk.tokens) for chunk in issued.updates))
+            self.scheduler.pace.begun(issued.rows, sum(chunk.rows for chunk in issued.updates))
         self._news = False
         self._ahead = self.scheduler.propose(time.monotonic(), self.residency)
         self._open(self._ahead)

@@ -26,7 +26,7 @@ _ANEW = 8
 
 @dataclass(frozen=True)
 class Spent:
-    """Where a step's ``seconds`` went: ``rows`` of decode, tokens of ``prompts`` and of ``updates``.
+    """Where a step's ``seconds`` went: ``rows`` of decode, tokens of ``prompts`` and of ``updates`` with their tails.
 
     ``beside`` are seconds that updates took outside of steps since the last one.
     """
