@@ -28,6 +28,9 @@ class Slots:
     def owed(self, tenant: str) -> bool:
         return False
 
+    def outdated(self, tenant: str) -> bool:
+        return False
+
 
 def plan_microseconds(waiting: int, tenants: int) -> float:
     """Median of ``ROUNDS`` plans; ``waiting`` requests of ``tenants`` wait behind those that run."""

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from app.errors import ServiceError
 from app.memory.arena import Arena, Memory
 from app.memory.lanes import Lanes
@@ -30,6 +32,14 @@ Submit = Callable[[Callable[[], object], Callable[[object, ServiceError | None],
 
 MOST_LOADS = 3
 """Loads under way at once: enough to keep disk and link busy, fewer than there are threads, for commits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Born:
+    """``born`` int32 [L or 1, N]: the version that wrote each token of the memory that ``content`` names."""
+
+    content: tuple[float, int, int]
+    born: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,11 @@ class Residency(Source):
     def get(self, tenant: str) -> Memory | None:
         return self._resident.get(tenant)
 
+    def born(self, tenant: str) -> Born | None:
+        """What is known of the memory on the device or warm; it need not be the newest."""
+        here = self._resident.get(tenant) or self.warm.get(tenant)
+        return None if here is None else Born(here.content, here.born)
+
     def created(self) -> dict[str, float]:
         """The tenants whose memories are on the device or warm, and when these tenants were made (Unix time)."""
         warm = {tenant: copy.content[0] for tenant, copy in self.warm.items()}
@@ -113,6 +128,11 @@ class Residency(Source):
         """Whether a background thread is at work on the tenant's memory."""
         at_work = (self._loading, self._heating, self._claiming, self._leaving)
         return any(tenant in tenants for tenants in at_work)
+
+    def outdated(self, tenant: str) -> bool:
+        """Whether the stored memory is another now, and comes when those have ended who read the one here."""
+        memory = self._resident.get(tenant)
+        return memory is not None and tenant in self._stale and memory.pins > 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -145,7 +165,7 @@ class Residency(Source):
             return True
         memory = self._resident.get(tenant)
         if memory is not None and tenant in self._stale:
-            if memory.pins:
+            if self.outdated(tenant):
                 return False
             self.forget(tenant)
             memory = None

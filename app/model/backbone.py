@@ -134,10 +134,8 @@ class Backbone:
 
     def begin_update(self, tail: Tensor | None, length: int) -> SelfUpdate:
         """A self-update over a context of ``length`` tokens. ``tail`` [L, K, d], None if not initialised."""
-        update = SelfUpdate(self.config, tail, length, self.weights.embedding)
-        if tail is not None and self._update_bos is not None:
-            update.key[:, :, 0], update.value[:, :, 0] = self._update_bos
-        return update
+        bos = None if tail is None else self._update_bos
+        return SelfUpdate(self.config, tail, length, self.weights.embedding, bos)
 
     def first_block(self, block: Tensor) -> Tensor:
         """The block that fills a memory which was not initialised.
@@ -168,8 +166,8 @@ class Backbone:
         tails = _tails(batch.updates)
         for index, layer in enumerate(self.weights.layers):
             if batch.updates:
-                if tails is not None:
-                    x = torch.cat([x, tails[index]])
+                if tails:
+                    x = torch.cat([x, *tails[index]])
                 x[marked] += self.weights.new_memory_position
             normed = rms_norm(x, layer.input_norm, self.config.rms_norm_eps)
             query, key, value = self._split(layer.qkv(normed, update_rows))
@@ -232,7 +230,7 @@ class Backbone:
         """A chunk of a self-update's context over bos, tail and context, causally. The pool is not read."""
         update = span.update
         base = update.prefix + span.start
-        keys, values = update.key[index], update.value[index]
+        keys, values = (part[index] for part in update.kept)
         keys[:, base : base + span.count] = key[span.rows].transpose(0, 1)
         values[:, base : base + span.count] = value[span.rows].transpose(0, 1)
         if span.tail_rows is not None:
@@ -251,10 +249,10 @@ class Backbone:
             out[span.tail_outputs] = flat[: base - first]
 
 
-def _tails(spans: list[UpdateSpan]) -> Tensor | None:
-    """[L, tail rows, d] of all tails in the batch, None if there are none."""
+def _tails(spans: list[UpdateSpan]) -> list[tuple[Tensor, ...]]:
+    """Each layer's [K, d] of all tails in the batch."""
     tails = [s.update.tail for s in spans if s.tail_rows is not None and s.update.tail is not None]
-    return torch.cat(tails, dim=1) if tails else None
+    return list(zip(*(tail.unbind() for tail in tails), strict=True))
 
 
 def _collect(index: int, span: UpdateSpan, x: Tensor) -> None:

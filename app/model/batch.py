@@ -56,21 +56,57 @@ class SelfUpdate:
     """A self-update in progress: its context's K/V so far, and the block it is writing.
 
     ``tail`` [L, K, d] is the newest block (None if the memory is not initialised), ``length`` T the tokens of
-    the context. ``key``/``value`` [L, H_kv, rows, d_head] hold bos, tail and context; ``block`` [L, K, d].
+    the context. ``bos``: K, V, each [L, H_kv, d_head]. It takes no memory of its own before its first chunk does.
     """
 
-    def __init__(self, config: ModelConfig, tail: Tensor | None, length: int, like: Tensor) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tail: Tensor | None,
+        length: int,
+        like: Tensor,
+        bos: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         if tail is None and length < config.num_tokens:
             raise ValueError("a memory that is not initialised takes contexts of at least K tokens")
         self.tail = tail
         self.length = length
         self.done = 0
         self.prefix = 0 if tail is None else config.num_tokens + config.first_rank_position
-        rows = self.prefix + length
-        self.key = like.new_empty(config.num_layers, config.num_kv_heads, rows, config.head_dim)
-        self.value = torch.empty_like(self.key)
-        self.block = like.new_empty(config.num_layers, config.num_tokens, config.hidden_size)
+        self.tail_length = 0 if tail is None else config.num_tokens
         self.short = max(0, config.num_tokens - length)
+        self._config, self._like, self._bos = config, like, bos
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._block: Tensor | None = None
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """K, V of bos, tail and context, each [L, H_kv, rows, d_head]: what later chunks need."""
+        if self._kept is None:
+            config, rows = self._config, self.prefix + self.length
+            shape = (config.num_layers, config.num_kv_heads, rows, config.head_dim)
+            self._kept = self._new(shape), self._new(shape)
+            for part, bos in zip(self._kept, self._bos or (), strict=False):
+                part[:, :, 0] = bos
+        return self._kept
+
+    @property
+    def block(self) -> Tensor:
+        """[L, K, d], whole once the update is finished."""
+        if self._block is None:
+            config = self._config
+            self._block = self._new((config.num_layers, config.num_tokens, config.hidden_size))
+        return self._block
+
+    @property
+    def bytes(self) -> int:
+        """What it has taken so far."""
+        return sum(part.nbytes for part in (*(self._kept or ()), self._block) if part is not None)
+
+    def _new(self, shape: tuple[int, ...]) -> Tensor:
+        # a block is worked on outside of the pass that it comes from
+        with torch.inference_mode(False):
+            return self._like.new_empty(shape)
 
     @property
     def finished(self) -> bool:

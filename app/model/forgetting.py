@@ -96,15 +96,20 @@ def surviving(
     num_layers: int,
     per_layer: bool,
 ) -> dict[int, float]:
-    """Share of each of ``versions``' tokens still in the pool at version ``now``, counted by replaying draws.
-
-    A version's block is followed from when it was written, so that no pool needs to be read.
+    """Share of each of ``versions``' tokens still in the pool at version ``now``, counted by following the pool's ranks
+    back through the draws, until all are found or none can be of these versions. No pool needs to be read.
     """
-    if not versions:
-        return {}
-    rows = num_layers if per_layer else 1
-    born = torch.full((rows, pool_size), -1, dtype=torch.int64)
-    for version in range(min(versions), now + 1):
+    rows, oldest = num_layers if per_layer else 1, min(versions, default=now + 1)
+    counts = dict.fromkeys(versions, 0)
+    layer = torch.arange(rows).repeat_interleave(pool_size)
+    rank = torch.arange(pool_size).repeat(rows)
+    for version in range(now, oldest - 1, -1):
+        older = rank < pool_size - num_tokens
+        if version in counts:
+            counts[version] = int((~older).sum())
+        layer, rank = layer[older], rank[older]
+        if version == oldest or not len(rank):
+            break
         forgotten = draw(
             seed,
             version,
@@ -113,6 +118,6 @@ def surviving(
             num_layers=num_layers,
             per_layer=per_layer,
         )
-        born = forget(born[..., None], forgotten, torch.full((rows, num_tokens, 1), version))[..., 0]
-    counts = {v: int((born == v).sum()) for v in versions}
+        # the number r of those who were left had the r-th rank that was not forgotten
+        rank = survivors(forgotten, pool_size).flatten()[rank + (pool_size - num_tokens) * layer]
     return {v: count / (rows * num_tokens) for v, count in counts.items()}

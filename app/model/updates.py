@@ -49,8 +49,9 @@ class WholeUpdates:
         self._short, self._outputs = first.update.short, slice(0, 0)
         if first.tail_outputs is not None and last.tail_outputs is not None:
             self._outputs = slice(first.tail_outputs.start, last.tail_outputs.stop)
-        block = first.update.block
-        self._blocks = block.new_empty(block.shape[0], len(spans), *block.shape[1:])
+        assert first.update.tail is not None
+        shape = (config.num_layers, len(spans), config.num_tokens, config.hidden_size)
+        self._blocks = first.update.tail.new_empty(shape)
 
     def attend(
         self, operations: Operations, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor

@@ -23,11 +23,12 @@ class CannotStart(ValueError):
 
 @dataclass(frozen=True)
 class Budget:
-    """``slots`` for pools, ``hot`` rotated copies, ``rows`` of the context cache."""
+    """``slots`` for pools, ``hot`` rotated copies, ``rows`` of the context cache, ``updates`` at work at once."""
 
     slots: int
     hot: int
     rows: int
+    updates: int
 
 
 def free_memory(device: torch.device) -> int:
@@ -40,16 +41,16 @@ def free_memory(device: torch.device) -> int:
 def share_out(backbone: Backbone, settings: Settings, free: int, *, alone: bool) -> Budget:
     """Divides ``free`` bytes. Raises CannotStart if not one tenant fits.
 
-    ``alone``: the memory is a GPU's and the server's own. Then pools get all that the context cache and a reserve
-    leave; on a CPU, which has other work too, a quarter.
+    ``alone``: the memory is a GPU's and the server's own. Then pools get all that the context cache, updates at work
+    and a reserve leave; on a CPU, which has other work too, a quarter.
     """
-    rows = cache_rows(backbone, settings, free)
+    rows, updates = cache_rows(backbone, settings, free), updates_at_once(backbone, settings, free)
     if not alone:
         slots, hot = beside_others(backbone, settings.resident_bytes or free // 4)
-        return Budget(slots, hot, rows)
-    left = free - rows * row_bytes(backbone) - reserve(free)
+        return Budget(slots, hot, rows, updates)
+    left = free - rows * row_bytes(backbone) - updates * update_bytes(backbone) - reserve(free)
     slots, hot = by_running(backbone, settings.resident_bytes or left, settings.max_running)
-    return Budget(slots, hot, rows)
+    return Budget(slots, hot, rows, updates)
 
 
 def reserve(free: int) -> int:
@@ -61,6 +62,19 @@ def row_bytes(backbone: Backbone) -> int:
     """Bytes of one token of prompt or completion in the context cache."""
     c = backbone.config
     return 2 * c.num_layers * c.num_kv_heads * c.head_dim * backbone.dtype.itemsize
+
+
+def update_bytes(backbone: Backbone) -> int:
+    """Bytes of an update at work: its block, and K and V of the longest context with its tail, or, of one that a step
+    takes whole, the block once more."""
+    c = backbone.config
+    block = c.num_layers * c.num_tokens * c.hidden_size * backbone.dtype.itemsize
+    return block + max(block, (1 + c.num_tokens + c.max_context) * row_bytes(backbone))
+
+
+def updates_at_once(backbone: Backbone, settings: Settings, free: int) -> int:
+    """How many updates may be at work: what a sixty-fourth of the ``free`` bytes holds, two at least."""
+    return min(settings.max_running, max(2, free // 64 // update_bytes(backbone)))
 
 
 def cache_rows(backbone: Backbone, settings: Settings, free: int) -> int:

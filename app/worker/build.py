@@ -106,6 +106,7 @@ def build(
         Limits(
             step_tokens=settings.step_tokens,
             max_running=settings.max_running,
+            updates=budget.updates,
             cache_rows=budget.rows,
             queue_requests=settings.queue_requests,
             queue_requests_tenant=settings.queue_requests_tenant,

@@ -41,6 +41,7 @@ from app.model.backbone import Backbone
 from app.store.base import Store
 from app.worker.graphs import Capture
 from app.worker.jobs import Job, Kind, Plan
+from app.worker.looks import Looks
 from app.worker.memories import Memories, MemoryRequest
 from app.worker.numbers import Numbers
 from app.worker.reads import Reads
@@ -105,6 +106,7 @@ class Engine:
         )
         self._wanted_at: dict[str, float] = {}
         self._background: Counter[str] = Counter()
+        self._looks = Looks(submit)
         self.writes = Writes(
             residency,
             self.background,
@@ -134,7 +136,20 @@ class Engine:
         *others: str,
     ) -> None:
         """Runs ``work`` in a thread; while it runs neither the tenant nor ``others`` can be erased."""
-        held = (tenant, *others)
+        self._submit(work, self._held(done, tenant, *others))
+
+    def look(
+        self,
+        tenant: str,
+        work: Callable[[], object],
+        done: Callable[[object, ServiceError | None], None],
+    ) -> None:
+        """As ``background``, for what changes nothing: it waits for other tenants' looks, and they for it."""
+        self._looks.submit(tenant, work, self._held(done, tenant))
+
+    def _held(
+        self, done: Callable[[object, ServiceError | None], None], *held: str
+    ) -> Callable[[object, ServiceError | None], None]:
         self._background.update(held)
 
         def finished(result: object, error: ServiceError | None) -> None:
@@ -147,7 +162,7 @@ class Engine:
             for name in held:
                 self._release(name)
 
-        self._submit(work, finished)
+        return finished
 
     def finish(self, job: Job) -> None:
         """Takes a job out that has ended, however it did."""
@@ -350,7 +365,7 @@ class Engine:
     def _plan_ahead(self, issued: Issued) -> None:
         """Plans the next step while the device is at this one, whose sequences are taken to go on."""
         if issued.reading:
-            self.scheduler.pace.begun(issued.rows, sum(len(chunk.tokens) for chunk in issued.updates))
+            self.scheduler.pace.begun(issued.rows, sum(chunk.rows for chunk in issued.updates))
         self._news = False
         self._ahead = self.scheduler.propose(time.monotonic(), self.residency)
         self._open(self._ahead)
@@ -416,7 +431,7 @@ class Engine:
             gauges={
                 "num_requests_running": counts["running"],
                 "num_requests_waiting": counts["waiting"],
-                "fairness_gap_tokens": self.scheduler.fairness_gap,
+                "fairness_gap_tokens": self.scheduler.fairness_gap(residency),
                 **_by("memories", residency.counts),
                 **_by("memory_bytes", residency.bytes),
             },

@@ -32,6 +32,8 @@ class Job:
     are seconds of the caller's clock. ``atomic``: all of ``length`` in one step; ``held_first``: begins HELD.
     ``weight`` is the tenant's share among others (None: as before). ``rested``: it had no part in the last step, for
     the sake of another tenant's first token. ``decoded``: the number of the step that it last decoded in.
+    ``tail``: rows of the newest block that an update's first chunk is read beside; ``working``: an update that has
+    memory of the device for its context or its block. ``rebuilds``: it makes a whole memory.
     A job that does not need the memory on the device (``needs_memory`` False) begins without it.
     """
 
@@ -52,6 +54,9 @@ class Job:
     done: int = 0
     rested: bool = False
     decoded: int = 0
+    tail: int = 0
+    working: bool = False
+    rebuilds: bool = False
 
     @property
     def reads(self) -> bool:

@@ -24,8 +24,8 @@ log = structlog.get_logger("worker")
 Done = Callable[[object, ServiceError | None], None]
 HEARTBEAT_SECONDS = 1.0
 POLL_MILLISECONDS = 100
-# three loads and two transfers at once, and always some left for commits
-BACKGROUND_THREADS = 8
+# three loads, two transfers and two looks at once, and always some left for commits
+BACKGROUND_THREADS = 10
 
 
 class Background:

@@ -54,7 +54,7 @@ class Memories:
         elif isinstance(message, RebuildTenant):
             self.rebuilds.queue(message)
         elif isinstance(message, GetTexts):
-            tenants.answer(message.id, message.tenant, lambda: self.rebuilds.texts(message))
+            tenants.tell(message.id, message.tenant, lambda: self.rebuilds.texts(message))
         else:
             tenants.check_not_erasing(message.target)
             tenants.answer(message.id, message.tenant, lambda: self._fork(message), message.target)

@@ -152,6 +152,7 @@ class Rebuilds:
             waiting_tokens=sum(len(context.tokens) for context in message.contexts),
             held_first=True,
             needs_memory=False,
+            rebuilds=True,
         )
         self.engine.scheduler.submit(job)
         self._runs[job.id] = RebuildRun(job, message)
@@ -220,7 +221,7 @@ class Rebuilds:
             )
             return
         run.current = self.residency.backbone.begin_update(run.tail, tokens)
-        run.job.length, run.job.done = tokens, 0
+        run.job.length, run.job.done, run.job.tail = tokens, 0, run.current.tail_length
         run.job.atomic = tokens < config.num_tokens
         run.job.phase = Phase.PREFILL
 
@@ -228,7 +229,7 @@ class Rebuilds:
         """The current context's forward pass is complete."""
         assert run.current is not None
         assert run.old is not None
-        run.job.phase = Phase.HELD
+        run.job.phase, run.job.working = Phase.HELD, False
         config, hidden, forgotten = self.residency.backbone.config, run.current.block, None
         run.current = None
         if run.tail is None:

@@ -32,6 +32,11 @@ class UpdateChunk:
     start: int
     tokens: list[int]
 
+    @property
+    def rows(self) -> int:
+        """Of the batch: the tokens, and at first the tail's."""
+        return len(self.tokens) + (0 if self.start else self.update.tail_length)
+
 
 class Stepped(NamedTuple):
     """What a step leaves, on the device: the sequences that have ``logits`` [sequences, vocab], as ordered, and those

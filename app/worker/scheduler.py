@@ -5,8 +5,9 @@ chunks of prompts and update contexts of any tenants; but a tenant that runs mor
 another, who does not, waits for a first token, and updates have no more than a share of the time (``pace``) while
 generations run. In company a tenant with many sequences has as many a step as take ``TURN`` seconds, in turns, for
 whoever comes waits for the end of the step. Within a tenant jobs begin in order of arrival, and what comes after an
-update waits until that update is published. Between tenants the least served goes first, by ``counters``; a tenant
-whose memory is resident is preferred within a bound, so that a cold one cannot starve.
+update waits until that update is published. As many updates are at work at once as there is memory for, and of those
+that begin in one step all but the first need room for their tails. Between tenants the least served goes first, by
+``counters``; a tenant whose memory is resident is preferred within a bound, so that a cold one cannot starve.
 
 The fairness bound. While requests of two tenants are passed over, the one served more by ``prices.resident`` starts
 nothing. What it has running by then may still cost it, at most, all cache rows at the dearer of prompt and output
@@ -36,10 +37,15 @@ TURN, COMPANY = 0.02, 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a step and of the queues, in tokens or requests; ``update_share`` is of time (``app.worker.pace``)."""
+    """Bounds of a step and of the queues, in tokens or requests; ``update_share`` is of time (``app.worker.pace``).
+
+    ``updates`` are at work at once, their contexts read or their blocks written, and so many ``rebuilds``.
+    """
 
     step_tokens: int = 512
     max_running: int = 64
+    updates: int = 64
+    rebuilds: int = 2
     cache_rows: int = 131_072
     queue_requests: int = 1024
     queue_requests_tenant: int = 128
@@ -60,6 +66,10 @@ class Memories(Protocol):
 
     def owed(self, tenant: str) -> bool:
         """Whether it was brought for a request that has not begun."""
+        ...
+
+    def outdated(self, tenant: str) -> bool:
+        """Whether it is read anew only when those who still read what is here have ended."""
         ...
 
 
@@ -163,10 +173,9 @@ class Scheduler:
     def counts(self) -> dict[str, int]:
         return {"running": len(self._jobs) - self._waiting, "waiting": self._waiting}
 
-    @property
-    def fairness_gap(self) -> float:
+    def fairness_gap(self, memories: Memories) -> float:
         """How far apart the counters of tenants are whose requests wait for others', in prompt tokens."""
-        return self._counters.gap(tenant for tenant in self._queues if tenant not in self._updating)
+        return self._counters.gap(t for t in self._queues if self._waits_for_others(t, memories))
 
     def brought(self, tenant: str, pools: float) -> None:
         """A memory, or ``pools`` of one, has been brought to the device for the tenant.
@@ -212,14 +221,20 @@ class Scheduler:
         reading = bool(plan.decode) or any(job.reads for job in prefill)
         contexts = self.pace.room(len(plan.decode))
         first = True
+        places = self.limits.updates - sum(job.working for job in self._updating.values())
         for job in prefill:
             room, whole = budget, job.atomic
+            tail = 0 if job.done else job.tail
+            if not job.reads and not job.working and places <= 0:
+                continue
             if reading and not job.reads:
                 if not contexts:
                     continue
                 # beside those who read the first context is cut to its room, if it may be; the next ones fit or wait
                 room = budget if first and whole else min(budget, contexts)
                 whole = whole or not first
+            if not first:
+                room -= tail
             # an empty step must move something, so that a budget below one context cannot stop an update
             if whole and plan.idle:
                 room = max(room, job.remaining)
@@ -229,7 +244,9 @@ class Scheduler:
             plan.chunks.append(Chunk(job, job.done, count))
             budget -= count
             if not job.reads:
-                contexts, first = max(0, contexts - count), False
+                budget -= tail
+                contexts, first = max(0, contexts - count - tail), False
+                places -= not job.working
         return plan
 
     def begin(self, plan: Plan) -> Plan:
@@ -248,6 +265,7 @@ class Scheduler:
         for chunk in plan.chunks:
             job = chunk.job
             job.done += chunk.count
+            job.working = not job.reads
             self._counters.charge(
                 job.tenant, chunk.count * (self.prices.prompt if job.reads else self.prices.update)
             )
@@ -349,6 +367,8 @@ class Scheduler:
             if job is None:
                 continue
             ready = not looked and _ready(job, memories)
+            if (not ready or job.rebuilds) and self._waits_apart(job, memories):
+                continue
             if not ready and not looked:
                 heapq.heappush(heads, self._place(tenant, 0.0, looked=True))
                 continue
@@ -378,6 +398,16 @@ class Scheduler:
             if job.priority > best.priority:
                 best = job
         return best
+
+    def _waits_for_others(self, tenant: str, memories: Memories) -> bool:
+        job = self._head(tenant)
+        return job is not None and not self._waits_apart(job, memories)
+
+    def _waits_apart(self, job: Job, memories: Memories) -> bool:
+        """Whether nobody's place would help the job: it waits for its tenant's own readers, or for a rebuild's end."""
+        if job.rebuilds:
+            return sum(other.rebuilds for other in self._updating.values()) >= self.limits.rebuilds
+        return memories.outdated(job.tenant) and not _ready(job, memories)
 
     def _start(self, plan: Plan, job: Job) -> None:
         queue = self._queues[job.tenant]

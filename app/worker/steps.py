@@ -93,7 +93,7 @@ class Steps:
         return Spent(
             issued.rows,
             prompts=sum(chunk.count for chunk in issued.reads),
-            updates=sum(len(chunk.tokens) for chunk in issued.updates),
+            updates=sum(chunk.rows for chunk in issued.updates),
             seconds=time.monotonic() - issued.began,
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app import logs
 from app.errors import InvalidRequest, ServiceError, TenantErased, TenantNotFound, VersionConflict
-from app.memory.residency import Erasure, Residency
+from app.memory.residency import Born, Erasure, Residency
 from app.memory.stored import StoredPool
 from app.messages import (
     CreateTenant,
@@ -32,7 +32,7 @@ from app.messages import (
     Texts,
 )
 from app.model.forgetting import MAX_SEED, surviving
-from app.store.base import Manifest, Receipt, Store
+from app.store.base import Manifest, Receipt, Store, content
 from app.worker import quotas
 
 if TYPE_CHECKING:
@@ -67,26 +67,33 @@ class Tenants:
         work: Callable[[], Body]
         if isinstance(message, ListTenants):
             work = lambda: self._list(message)  # noqa: E731
-            self.answer(message.id, "", work)
+            self.tell(message.id, "", work)
             return
         self.check_not_erasing(message.tenant)
         if isinstance(message, EraseTenant):
             self.engine.erase(message)
             return
         if isinstance(message, CreateTenant):
-            work = lambda: self._create(message)  # noqa: E731
-        elif isinstance(message, GetTenant):
+            self.answer(message.id, message.tenant, lambda: self._create(message))
+            return
+        if isinstance(message, GetTenant):
             tier = self.residency.tier(message.tenant)
             work = lambda: self.info(self.manifest(message.tenant), tier)  # noqa: E731
         elif isinstance(message, GetMemory):
             work = self._memory(message.tenant)
         else:
-            work = lambda: self._history(message)  # noqa: E731
-        self.answer(message.id, message.tenant, work)
+            work = self._history(message)
+        self.tell(message.id, message.tenant, work)
+
+    def tell(self, request_id: str, tenant: str, work: Callable[[], Body]) -> None:
+        """As ``answer``, for what only looks: tenants take turns."""
+        self.engine.look(tenant, work, self._answering(request_id))
 
     def answer(self, request_id: str, tenant: str, work: Callable[[], Body], *others: str) -> None:
         """Answers with what ``work`` returns in a thread; neither ``tenant`` nor ``others`` is erased meanwhile."""
+        self.engine.background(tenant, work, self._answering(request_id), *others)
 
+    def _answering(self, request_id: str) -> Callable[[object, ServiceError | None], None]:
         def done(result: object, error: ServiceError | None) -> None:
             if error is not None:
                 self.engine.fail(request_id, error)
@@ -94,7 +101,7 @@ class Tenants:
                 assert isinstance(result, Body)
                 self.engine.emit(Reply(request_id, result))
 
-        self.engine.background(tenant, work, done, *others)
+        return done
 
     # ------------------------------------------------------------ in background threads
 
@@ -166,22 +173,18 @@ class Tenants:
                 pass
             return manifest.version, pool.born
 
-    def _history(self, message: GetHistory) -> Body:
+    def _history(self, message: GetHistory) -> Callable[[], Body]:
+        here = self.residency.born(message.tenant)
+        return lambda: self._told(message, here)
+
+    def _told(self, message: GetHistory, here: Born | None) -> History:
         manifest = self.manifest(message.tenant)
-        records = self.store.history(message.tenant)
+        # what was committed since the manifest was read is of a later version than is told here
+        records = [r for r in self.store.history(message.tenant) if r.version <= manifest.version]
         if message.before is not None:
             records = [r for r in records if r.version < message.before]
         page = records[-message.limit :]
-        config = self.residency.backbone.config
-        shares = surviving(
-            manifest.seed,
-            [r.version for r in page],
-            manifest.version,
-            pool_size=config.pool_size,
-            num_tokens=config.num_tokens,
-            num_layers=config.num_layers,
-            per_layer=config.drop_memory_per_layer,
-        )
+        shares = self._shares(manifest, [r.version for r in page], here)
         items = [
             HistoryItem(
                 memory_version=r.version,
@@ -195,6 +198,25 @@ class Tenants:
         ]
         more = len(records) > len(page)
         return History(message.tenant, manifest.version, items, page[0].version if more else None)
+
+    def _shares(self, manifest: Manifest, versions: list[int], here: Born | None) -> dict[int, float]:
+        """What is left of each version's block. ``here`` is what is in the memory, if it is at hand and this one."""
+        config = self.residency.backbone.config
+        # the block that fills an empty memory is in it many times: one of them is followed
+        filled = self.residency.backbone.weights.initialized or 1 not in versions
+        if here is not None and here.content == content(manifest) and filled:
+            left = here.born.flatten().bincount(minlength=manifest.version + 1)
+            each = here.born.shape[0] * config.num_tokens
+            return {version: int(left[version]) / each for version in versions}
+        return surviving(
+            manifest.seed,
+            versions,
+            manifest.version,
+            pool_size=config.pool_size,
+            num_tokens=config.num_tokens,
+            num_layers=config.num_layers,
+            per_layer=config.drop_memory_per_layer,
+        )
 
     # ------------------------------------------------------------ erasing
 

@@ -162,7 +162,8 @@ class Updates:
             )
             return
         run.current = self.residency.backbone.begin_update(run.memory.tail, tokens)
-        run.job.length, run.job.done = tokens, 0
+        run.job.length, run.job.done, run.job.working = tokens, 0, False
+        run.job.tail = run.current.tail_length
         run.job.atomic = tokens < config.num_tokens
         run.job.phase = Phase.PREFILL
 
@@ -199,7 +200,8 @@ class Updates:
         lineage, created = memory.lineage, memory.created
 
         def work() -> object:
-            blob = encode_block(block)
+            host = Block(block.hidden.cpu(), block.forgotten)
+            blob = encode_block(host)
             manifest = self.residency.store.commit(
                 run.job.tenant,
                 version,
@@ -211,7 +213,7 @@ class Updates:
                 lineage=lineage,
                 created=created,
             )
-            return manifest, len(blob)
+            return manifest, len(blob), host
 
         self._background(run.job.tenant, work, lambda result, error: self._committed(run, result, error))
 
@@ -223,7 +225,10 @@ class Updates:
             self._failed(run, error)
             return
         assert isinstance(result, tuple)
-        manifest, size = result
+        manifest, size, host = result
+        if not self.residency.arena.publishable(run.memory):
+            # as long as somebody reads the version before, others may have its room on the device
+            run.block, run.job.working = host, False
         if run.message.updates_per_day:
             self.taken.note(run.job.tenant, [manifest.blocks[-1].time])
         self.commits += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,25 +112,26 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def pass_time() -> Callable[[float], Awaitable[None]]:
-    """Lets so many seconds pass for the running loop at once, and what was to happen in them happen.
-
-    They are never taken back: what still waits at the end of a test would wait for them once more.
-    """
-    passed = 0.0
+def pass_time() -> Iterator[Callable[[float], Awaitable[None]]]:
+    """Lets so many seconds pass for the running loop, and what was to happen in them happen; however slow the machine
+    is, no other time passes from the first call to the end of the test."""
+    passed, frozen = 0.0, True
 
     async def skip(seconds: float) -> None:
         nonlocal passed
         loop = asyncio.get_running_loop()
         if not passed:
             clock = loop.time
-            loop.time = lambda: clock() + passed  # type: ignore[method-assign]
-        # not before what is on its way has come and is waited for
-        await asyncio.sleep(0.05)
-        passed += seconds
-        await asyncio.sleep(0.05)
+            began = clock()
+            loop.time = lambda: (began if frozen else clock()) + passed  # type: ignore[method-assign]
+        for more in (seconds, 0.0):
+            for _ in range(50):
+                await asyncio.sleep(0)
+            passed += more
 
-    return skip
+    yield skip
+    # what ends the test may need some, and a clock never goes back
+    frozen = False
 
 
 async def start_service(settings: Settings, path: str) -> Service:

@@ -72,6 +72,7 @@ async def test_a_trickle_is_no_way_round_it(service: Service, pass_time: Skip) -
     exchange = post(service, "/generate")
     for _ in range(5):
         exchange.body(b" ", more=True)
+        await exchange.taken()
         await pass_time(10.0)
     await until(exchange.task.done)
     assert told(exchange)[:2] == (408, "request_too_slow")

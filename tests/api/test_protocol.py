@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -31,7 +32,7 @@ def anyio_backend() -> str:
 @asynccontextmanager
 async def serving(application: Any) -> AsyncIterator[tuple[str, int]]:
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(application, http=Protocol, lifespan="off", ws="none", log_config=None)
+    config = uvicorn.Config(application, http=Counting, lifespan="off", ws="none", log_config=None)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     for _ in range(500):
@@ -68,13 +69,34 @@ class Echo:
         await send({"type": "http.response.body", "body": str(taken).encode()})
 
 
+class Counting(Protocol):
+    """Knows how much has come on each connection, by the client's address."""
+
+    taken: ClassVar[Counter[Any]] = Counter()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.taken[self.client] = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.taken[self.client] += len(data)
+
+
 class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self._sent, self._name = 0, writer.get_extra_info("sockname")
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
+        self._sent += len(data)
         await self.writer.drain()
+
+    async def arrive(self, data: bytes = b"") -> None:
+        """Sends it, and waits until it is there."""
+        await self.send(data)
+        await until(lambda: Counting.taken.get(self._name) == self._sent)
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         async with asyncio.timeout(20):
@@ -258,15 +280,16 @@ async def test_whoever_waits_for_a_body_is_told_that_it_is_none(connect: Connect
 
 async def test_headers_that_do_not_end_in_time(connect: Connect, pass_time: Skip) -> None:
     silent, slow, again, blank = [await connect() for _ in range(4)]
-    await again.send(REQUEST)
+    await silent.arrive()
+    await again.arrive(REQUEST)
     assert (await again.answer())[0] == 200
     for client in (slow, again):
-        await client.send(b"GET / HTTP/1.1\r\n")
-    await blank.send(b"\r\n")
+        await client.arrive(b"GET / HTTP/1.1\r\n")
+    await blank.arrive(b"\r\n")
     await pass_time(HEADERS_SECONDS / 2)
     for client in (slow, again):
-        await client.send(b"x: y\r\n")
-    await blank.send(b"\r\n")
+        await client.arrive(b"x: y\r\n")
+    await blank.arrive(b"\r\n")
     await pass_time(HEADERS_SECONDS / 2 + 1)
     await silent.check_closed()
     for client in (slow, again, blank):
@@ -277,9 +300,9 @@ async def test_slow_headers_that_end_in_time(connect: Connect, pass_time: Skip) 
     client = await connect()
     for _ in range(3):
         await pass_time(3.0)
-        await client.send(REQUEST[:-2])
+        await client.arrive(REQUEST[:-2])
         await pass_time(HEADERS_SECONDS / 2)
-        await client.send(REQUEST[-2:])
+        await client.arrive(REQUEST[-2:])
         assert (await client.answer())[0] == 200
 
 
@@ -288,28 +311,28 @@ async def test_one_who_waits_for_an_answer_may_have_begun_the_next_request(
 ) -> None:
     client = await connect()
     late = REQUEST.replace(b"/ ", b"/late ")
-    await client.send(late + REQUEST[:10])
+    await client.arrive(late + REQUEST[:10])
     for _ in range(5):
         await pass_time(HEADERS_SECONDS)
     echo.go.set()
     assert (await client.answer())[0] == 200
-    await client.send(REQUEST[10:])
+    await client.arrive(REQUEST[10:])
     assert (await client.answer())[0] == 200
 
 
 async def test_the_rest_of_a_body_is_not_waited_for_for_ever(connect: Connect, pass_time: Skip) -> None:
     client = await connect()
-    await client.send(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+    await client.arrive(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
     assert (await client.answer())[0] == 200
     for _ in range(int(REST_SECONDS / 4)):
-        await client.send(b"x")
+        await client.arrive(b"x")
         await pass_time(4.0)
     await pass_time(1.0)
     await client.check_closed()
     # one that does come is no fault
     client = await connect()
-    await client.send(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nx")
+    await client.arrive(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nx")
     assert (await client.answer())[0] == 200
     await pass_time(4.0)
-    await client.send(b"xx" + REQUEST)
+    await client.arrive(b"xx" + REQUEST)
     assert (await client.answer())[0] == 200

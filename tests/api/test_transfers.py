@@ -74,6 +74,10 @@ class Exchange:
     def body(self, data: bytes = b"", more: bool = False) -> None:
         self.events.put_nowait({"type": "http.request", "body": data, "more_body": more})
 
+    async def taken(self) -> None:
+        """All of it is, and the next piece waited for; or it never will be."""
+        await until(lambda: self.events.empty() or self.task.done())
+
     def hang_up(self) -> None:
         self.events.put_nowait({"type": "http.disconnect"})
 
@@ -247,6 +251,7 @@ async def test_a_body_that_stops_leaves_nothing(service: Service, pass_time: Ski
     assert left(service) == []
     exchange = Exchange(service, "POST", "/tenants/x/import", OCTETS)
     exchange.body(b"more", more=True)
+    await exchange.taken()
     await pass_time(61.0)
     await until(exchange.task.done)
     assert exchange.status == 408
@@ -261,6 +266,8 @@ async def test_a_body_that_comes_slowly_does_not_stand_still(service: Service, p
     slow.body(b"y 7 ", more=True)
     trickle.body(b"y 7 ", more=True)
     for _ in range(7):
+        await slow.taken()
+        await trickle.taken()
         await pass_time(12.0)
         slow.body(bytes(CHUNK * 36 // 100), more=True)
         trickle.body(b"y", more=True)
@@ -276,7 +283,8 @@ async def test_a_piece_has_its_own_minute(service: Service, pass_time: Skip) -> 
     exchange = Exchange(service, "POST", "/tenants/x/import", OCTETS)
     for piece in (b"y 7 " + bytes(CHUNK * 9 // 10), b"a", b"b"):
         exchange.body(piece, more=True)
-        await pass_time(25.0)
+        await exchange.taken()
+        await pass_time(24.0)
     assert not exchange.task.done()
     exchange.body(b"end")
     await until(exchange.task.done)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.model.forgetting import draw, forget, renumber, surviving, survivors
@@ -74,12 +77,36 @@ def test_layers_forget_independently_only_if_they_are_to() -> None:
     assert len({tuple(row) for row in apart.tolist()}) == 3
 
 
-def test_surviving_share_counts_what_a_replay_counts() -> None:
-    size, count = 40, 8
-    born = torch.zeros(1, size, 1, dtype=torch.int64)
-    for version in range(1, 12):
-        drawn = draw(3, version, pool_size=size, num_tokens=count, num_layers=1, per_layer=False)
-        born = forget(born, drawn, torch.full((1, count, 1), version))
-    shares = surviving(3, [4, 9, 11], 11, pool_size=size, num_tokens=count, num_layers=1, per_layer=False)
-    assert shares == {v: (born == v).sum().item() / count for v in (4, 9, 11)}
-    assert shares[11] == 1.0
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**20), st.integers(1, 3), st.integers(2, 6), st.integers(1, 5), st.integers(1, 60),
+    st.lists(st.integers(1, 60), unique=True),
+)  # fmt: skip
+def test_surviving_share_counts_what_a_replay_counts(
+    seed: int, layers: int, blocks: int, count: int, now: int, versions: list[int]
+) -> None:
+    shape: dict[str, Any] = {
+        "pool_size": blocks * count, "num_tokens": count, "num_layers": layers, "per_layer": layers > 1
+    }  # fmt: skip
+    born = torch.zeros(layers, blocks * count, 1, dtype=torch.int64)
+    for version in range(1, now + 1):
+        born = forget(born, draw(seed, version, **shape), torch.full((layers, count, 1), version))
+    shares = surviving(seed, versions, now, **shape)
+    assert shares == {v: (born == v).sum().item() / (layers * count) for v in versions}
+    assert shares.get(now, 1.0) == 1.0
+
+
+def test_no_more_is_drawn_than_is_needed_to_find_all_of_a_pool() -> None:
+    drawn: list[int] = []
+
+    def counted(seed: int, version: int, **shape: Any) -> torch.Tensor:
+        drawn.append(version)
+        return draw(seed, version, **shape)
+
+    with mock.patch("app.model.forgetting.draw", counted):
+        shares = surviving(
+            3, list(range(1, 5001)), 5000, pool_size=40, num_tokens=8, num_layers=2, per_layer=True
+        )
+    assert len(shares) == 5000
+    assert sum(shares.values()) == 5.0
+    assert len(drawn) < 60

@@ -57,6 +57,22 @@ def test_a_block_is_the_same_whatever_is_beside_it(backbone: Backbone) -> None:
         assert block.untyped_storage().nbytes() == block.nbytes, "a block keeps nobody else's in memory"
 
 
+def test_an_update_takes_memory_when_its_first_chunk_does(backbone: Backbone) -> None:
+    """None while it waits; a block alone where nothing is kept for a later chunk."""
+    config = backbone.config
+    runner = Runner(backbone, Arena(backbone, 1, 1), 64, 4)
+    tail = torch.zeros(config.num_layers, config.num_tokens, config.hidden_size)
+    tokens = [1] * (config.num_tokens + 3)
+    whole, parted = (backbone.begin_update(tail, len(tokens)) for _ in range(2))
+    assert whole.bytes == parted.bytes == 0
+    runner.step([], [], [UpdateChunk(whole, 0, tokens)])
+    assert whole.bytes == whole.block.nbytes == tail.nbytes
+    assert not whole.block.is_inference()
+    runner.step([], [], [UpdateChunk(parted, 0, tokens[:2])])
+    rows = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    assert parted.bytes >= tail.nbytes + rows * (config.num_tokens + len(tokens))
+
+
 def test_whole_updates_of_equal_length_are_found(backbone: Backbone) -> None:
     config = backbone.config
     k = config.num_tokens

@@ -39,6 +39,9 @@ class Slots:
     def owed(self, tenant: str) -> bool:
         return self.here.get(tenant, False)
 
+    def outdated(self, tenant: str) -> bool:
+        return False
+
 
 class Simulation:
     """Asserts at every step what must hold of every plan."""

@@ -12,7 +12,15 @@ from app.memory.arena import Arena
 from app.model.backbone import Backbone
 from app.model.pools import PoolForm
 from app.settings import Settings
-from app.worker.budget import CannotStart, beside_others, by_running, cache_rows, share_out
+from app.worker.budget import (
+    CannotStart,
+    beside_others,
+    by_running,
+    cache_rows,
+    share_out,
+    update_bytes,
+    updates_at_once,
+)
 from app.worker.build import pick_device, pick_dtype, pick_threads
 from tests.harness import load_backbone
 
@@ -49,18 +57,21 @@ def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
     settings = Settings(max_sequence=100, context_tokens=1000)
     free = 3 * 2**30
     budget = share_out(plain, settings.model_copy(update={"max_running": 8}), free, alone=True)
-    taken = used(plain, budget.slots, budget.hot)
+    assert budget.updates == 8
+    taken = used(plain, budget.slots, budget.hot) + 8 * update_bytes(plain)
     assert budget.slots == 4096 or free - 2**30 - taken < 2 * Arena.bytes_per_pool(plain) + 1000 * 768
     assert taken <= free - 2**30
     half = share_out(plain, settings, free, alone=False)
     assert used(plain, half.slots, half.hot) <= free // 4
+    assert half.updates == settings.max_running
 
 
 @pytest.mark.parametrize(("eight_bit", "tenants"), [(False, 56), (True, 100)])
 def test_tenants_of_the_8b_shape_on_an_h200(eight_bit: bool, tenants: int) -> None:
     config = SimpleNamespace(
-        num_layers=32, num_kv_heads=8, pool_slots=51 * 256, head_dim=128, num_tokens=256, hidden_size=4096
-    )
+        num_layers=32, num_kv_heads=8, pool_slots=51 * 256, head_dim=128, num_tokens=256, hidden_size=4096,
+        max_context=512,
+    )  # fmt: skip
     form = PoolForm(copies=not eight_bit, eight_bit=eight_bit)
     shape = SimpleNamespace(config=config, dtype=torch.bfloat16, operations=SimpleNamespace(form=form))
     # what an H200 says it has, less weights of 8.03 billion parameters and the driver's own
@@ -68,6 +79,20 @@ def test_tenants_of_the_8b_shape_on_an_h200(eight_bit: bool, tenants: int) -> No
     budget = share_out(cast("Backbone", shape), Settings(), free, alone=True)
     assert budget.slots >= tenants
     assert budget.hot >= 8
+    # 64 MiB of block and 97 of keys and values each
+    assert budget.updates == 12
+
+
+def test_updates_at_work_take_no_more_than_was_counted(plain: Backbone) -> None:
+    config, each = plain.config, update_bytes(plain)
+    update = plain.begin_update(torch.zeros(config.num_layers, config.num_tokens, config.hidden_size), 512)
+    assert config.max_context == 512
+    assert update.block.nbytes + sum(part.nbytes for part in update.kept) == update.bytes <= each
+    settings = Settings(max_running=8)
+    for places in (3, 5.5, 8, 1000):
+        updates = updates_at_once(plain, settings, int(64 * places * each))
+        assert updates == min(8, int(places))
+    assert updates_at_once(plain, settings, 0) == 2
 
 
 def test_the_arena_takes_what_was_counted(plain: Backbone) -> None:

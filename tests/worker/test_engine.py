@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from app.messages import (
     UpdateProgress,
 )
 from app.model.backbone import Backbone
-from app.store.base import BlobRef, Manifest
+from app.store.base import BlobRef, BlockRecord, Manifest
 from app.worker.scheduler import Limits
 from tests.fakes import MemoryStore
 from tests.harness import Harness, load_backbone
@@ -497,6 +498,80 @@ def test_memory_and_history_tell_what_is_left(backbone: Backbone) -> None:
     for update in [*history.updates, *older.updates]:
         left = sum(row.count(update.memory_version) for row in view.born)
         assert update.surviving_share == pytest.approx(left / (config.num_layers * config.num_tokens))
+
+
+def test_a_storm_of_updates_has_memory_for_a_few_at_a_time(backbone: Backbone) -> None:
+    limits = Limits(step_tokens=16, max_running=8, cache_rows=1024, updates=2)
+    harness = Harness(backbone, slots=6, limits=limits)
+    names = [f"t{number}" for number in range(6)]
+    for name in names:
+        harness.update(name, text())
+    ids = [harness.begin_update(name, text(30), text()) for name in names]
+    most = 0
+    while not harness.engine.idle or harness.inline.waiting:
+        harness.step()
+        runs = [run for i in ids if (run := harness.engine.writes.run(i)) is not None]
+        working = [run for run in runs if run.block is not None or (run.current and run.current.bytes)]
+        most = max(most, len(working))
+    assert most == 2
+    assert all(isinstance(harness.final(i), Updated) for i in ids)
+
+
+def test_a_block_that_waits_for_a_reader_leaves_its_room_to_others(backbone: Backbone) -> None:
+    harness = Harness(backbone, limits=Limits(cache_rows=1024, updates=1))
+    for name in ("ada", "bob"):
+        harness.update(name, text())
+    running = harness.begin_generate("ada", PROMPT, 120)
+    while not harness.tokens(running):
+        harness.step()
+    waiting = harness.begin_update("ada", text(), text())
+    while not harness.of(waiting) or not harness.engine.updates._unpublished:
+        harness.step()
+    other = harness.begin_update("bob", text())
+    while not harness.of(other):
+        harness.step()
+    assert len(harness.tokens(running)) < 120, "bob's update waited for ada's reader"
+    assert not isinstance(harness.final(waiting), Updated)
+    harness.run()
+    assert isinstance(harness.final(waiting), Updated)
+
+
+def test_the_history_of_a_memory_that_is_at_hand_needs_no_draws(backbone: Backbone) -> None:
+    """Resident, warm and cold it tells the same, and after a rollback what there is then."""
+    harness = Harness(backbone, slots=1, warm_bytes=2**30, compacted_after=99)
+    for _ in range(6):
+        harness.update("ada", text())
+    with mock.patch("app.worker.tenants.surviving", side_effect=AssertionError):
+        resident = reply(harness, GetHistory, tenant="ada")
+        harness.generate("bob", PROMPT)
+        assert harness.engine.residency.tier("ada") == "warm"
+        assert reply(harness, GetHistory, tenant="ada") == resident
+    assert 0 < resident.updates[-1].surviving_share < 1
+    assert reply(Harness(backbone, store=harness.store), GetHistory, tenant="ada") == resident
+    # the copy is of another content now, behind the engine's back
+    harness.store.rollback("ada", 3, expected_version=6)
+    rolled_back = reply(harness, GetHistory, tenant="ada")
+    assert (rolled_back.memory_version, len(rolled_back.updates)) == (3, 3)
+    assert rolled_back.updates[0].surviving_share == 1.0
+
+
+def test_a_history_tells_nothing_newer_than_its_version(backbone: Backbone) -> None:
+    store = MemoryStore()
+    harness, other = Harness(backbone, store=store), Harness(backbone, store=store)
+    harness.update("ada", text())
+    history = store.history
+
+    def overtaken(tenant: str) -> list[BlockRecord]:
+        with mock.patch.object(store, "history", history):
+            other.update("ada", text())
+        return history(tenant)
+
+    with mock.patch.object(store, "history", overtaken):
+        told = reply(harness, GetHistory, tenant="ada")
+    assert len(history("ada")) == 2
+    assert told.memory_version == 1
+    assert [update.memory_version for update in told.updates] == [1]
+    assert told.updates[0].surviving_share == 1.0
 
 
 def test_erase_fails_what_runs_and_leaves_nothing(harness: Harness) -> None:

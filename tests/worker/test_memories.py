@@ -246,6 +246,28 @@ def test_a_running_generation_reads_on_through_a_rollback(backbone: Backbone) ->
     assert finished.memory_version == 1
 
 
+def test_others_go_on_while_a_tenant_waits_for_its_reader_from_before_a_rollback(backbone: Backbone) -> None:
+    harness = Harness(backbone)
+    for tenant in ("ada", "bob"):
+        harness.update(tenant, text())
+    running = harness.begin_generate("ada", PROMPT, 60)
+    while not harness.tokens(running):
+        harness.step()
+    rollback, behind = begin(harness, RollbackTenant, "ada", 0), harness.begin_generate("ada", PROMPT, 2)
+    while not harness.of(rollback):
+        harness.step()
+    other = harness.begin_generate("bob", PROMPT, 2)
+    harness.engine.scheduler._counters.charge("bob", 10_000.0)
+    while not harness.tokens(other):
+        harness.step()
+    assert len(harness.tokens(running)) < 60, "bob waited for ada's reader"
+    assert not harness.of(behind)
+    harness.run()
+    finished = harness.final(behind)
+    assert isinstance(finished, Finished)
+    assert finished.memory_version == 0
+
+
 def test_rollbacks_that_cannot_be(backbone: Backbone) -> None:
     harness = Harness(backbone, compacted_after=2)
     for _ in range(3):

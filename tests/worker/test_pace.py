@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +19,9 @@ from tests.worker.test_memories import PROMPT
 
 @dataclass(frozen=True)
 class Device:
-    """What a row of decode, a token of a prompt or a context, and publishing a block cost, in seconds."""
+    """What a step, a row of decode, a token of a prompt or a context, and publishing a block cost, in seconds."""
 
+    fixed: float = 0.0
     row: float = 0.001
     token: float = 0.0002
     publishing: float = 0.005
@@ -33,12 +35,23 @@ class Server:
         self.scheduler = Scheduler(Limits(update_share=share))
         self.memories = Slots(1000, 0, {f"{n}": False for n in range(-readers, writers)})
         self.seconds = self.beside = 0.0
+        self.for_updates = 0.0
         self.tokens = self.updates = 0
-        for number in range(-readers, 0):
-            self.submit(Kind.GENERATE, number, 4)
+        self.join(readers)
+        self.writers = 0
+        self.write(writers)
+
+    def write(self, writers: int) -> None:
         self.writers = writers
         for number in range(writers):
+            self.memories.here[f"{number}"] = False
             self.submit(Kind.UPDATE, number, 50)
+
+    def join(self, readers: int) -> None:
+        for number in range(-readers, 0):
+            if not self.scheduler.of(f"{number}"):
+                self.memories.here[f"{number}"] = False
+                self.submit(Kind.GENERATE, number, 4)
 
     def submit(self, kind: Kind, tenant: int, length: int) -> Job:
         job = Job(f"{tenant} {self.updates}", f"{tenant}", kind, length, self.seconds)
@@ -49,7 +62,8 @@ class Server:
         device, plan = self.device, self.scheduler.plan(self.seconds, self.memories)
         prompts = sum(chunk.count for chunk in plan.chunks if chunk.job.reads)
         updates = sum(chunk.count for chunk in plan.chunks if not chunk.job.reads)
-        seconds = device.row * len(plan.decode) + device.token * (prompts + updates)
+        seconds = device.fixed + device.row * len(plan.decode) + device.token * (prompts + updates)
+        self.for_updates += device.token * updates + self.beside
         reading = bool(plan.decode or prompts)
         self.scheduler.pace.spent(
             Spent(len(plan.decode), prompts, updates, seconds, self.beside), reading=reading
@@ -72,7 +86,7 @@ class Server:
     def play(self, steps: int) -> Server:
         for _ in range(steps):
             self.step()
-        self.seconds, self.tokens, self.updates = 0.0, 0, 0
+        self.seconds, self.tokens, self.updates, self.for_updates = 0.0, 0, 0, 0.0
         for _ in range(steps):
             self.step()
         return self
@@ -84,6 +98,7 @@ class Server:
 
 devices = st.builds(
     Device,
+    fixed=st.sampled_from([0.0, 0.005, 0.03]),
     row=st.floats(0.0003, 0.003),
     token=st.floats(0.00005, 0.0004),
     publishing=st.floats(0.0, 0.01),
@@ -93,15 +108,70 @@ devices = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(devices, st.integers(1, 24), st.sampled_from([0.25, 0.5]))
 def test_a_storm_of_updates_takes_no_more_than_its_share(device: Device, readers: int, share: float) -> None:
-    calm = device.row
+    calm = device.row + device.fixed / readers
     storm = Server(device, share, readers, 16).play(400)
     assert storm.per_token / calm < 1.1 / (1 - share)
     # and the updates have what is theirs, or as many whole contexts as find room in each step
     cost = 50 * device.token + device.publishing
-    room = min(max(64, int(readers * device.row / device.token)), Limits().step_tokens - readers)
+    alone = readers * calm
+    room = min(max(64, int(alone / device.token)), Limits().step_tokens - readers)
     contexts = min(16, max(1, room // 59))
-    most = contexts * cost / (readers * device.row + contexts * cost)
+    most = contexts * cost / (alone + contexts * cost)
     assert storm.updates * cost > 0.75 * min(share, most) * storm.seconds
+
+
+@pytest.mark.parametrize("at_first", [1, 48])
+@pytest.mark.parametrize(
+    "device",
+    [
+        Device(0.005, 0.0004, 0.0002, 0.001),
+        Device(0.02, 0.0, 0.0002, 0.002),
+        Device(0.02, 0.0004, 0.0003, 0.0),
+        Device(0.0, 0.001, 0.0002, 0.005),
+    ],
+)
+def test_the_share_is_kept_when_others_read_than_were_measured(device: Device, at_first: int) -> None:
+    """What a step of another number of rows takes is known only once one of them was without contexts."""
+    server = Server(device, 0.25, at_first, 0)
+    for _ in range(100):
+        server.step()
+    for number in range(-at_first, -8):
+        server.scheduler.finish(server.scheduler.of(f"{number}")[0])
+    server.join(32 if at_first == 1 else 8)
+    server.write(16)
+    server.play(300)
+    assert 0.2 < server.for_updates / server.seconds < 0.3
+
+
+def test_the_share_is_kept_where_no_step_is_decode_alone() -> None:
+    pace, of_updates, of_all = Pace(0.25), 0.0, 0.0
+    pace.spent(Spent(1, 0, 0, 0.0054), reading=True)
+    for _ in range(400):
+        contexts = 64 if pace.room(32) else 0
+        seconds = 0.0178 + 0.0002 * (10 + contexts)
+        pace.spent(Spent(32, 10, contexts, seconds), reading=True)
+        of_updates, of_all = of_updates + 0.0002 * contexts, of_all + seconds
+    assert 0.2 < of_updates / of_all < 0.3
+
+
+def test_now_and_then_a_step_has_no_contexts_even_where_nothing_is_owed() -> None:
+    pace = Pace(0.25)
+    pace.spent(Spent(8, 0, 0, 0.010), reading=True)
+    rooms = []
+    for _ in range(90):
+        rooms.append(pace.room(8))
+        # a context for nothing, or a prompt, which tells nothing of decode alone
+        pace.spent(Spent(8, 0 if rooms[-1] else 4, 1 if rooms[-1] else 0, 0.010), reading=True)
+    assert rooms.count(0) == 10
+    # the next is planned while that one runs
+    while pace.room(8):
+        pace.spent(Spent(8, 0, 1, 0.010), reading=True)
+    pace.begun(8, 0)
+    assert pace.room(8)
+    # where nobody reads nothing is to be measured
+    for _ in range(20):
+        pace.spent(Spent(0, 0, 50, 0.010), reading=False)
+    assert pace.room(8)
 
 
 def test_without_a_bound_the_same_storm_takes_nearly_all() -> None:
@@ -198,7 +268,7 @@ def test_the_engine_tells_where_its_time_went() -> None:
     assert all(reading and step.seconds > 0 and not step.updates for step, reading in told)
     told.clear()
     harness.update("bob", list(range(20, 40)))
-    assert sum(step.updates for step, _ in told) == 20
+    assert sum(step.updates for step, _ in told) == 20 + harness.engine.backbone.config.num_tokens
     assert not any(reading for _, reading in told)
     told.clear()
     harness.generate("ada", PROMPT, 6)

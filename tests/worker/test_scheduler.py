@@ -21,6 +21,7 @@ class FakeMemories:
     here: set[str] = field(default_factory=set)
     coming: set[str] = field(default_factory=set)
     unused: set[str] = field(default_factory=set)
+    old: set[str] = field(default_factory=set)
 
     def readable(self, tenant: str) -> bool:
         return tenant in self.here
@@ -33,6 +34,9 @@ class FakeMemories:
 
     def owed(self, tenant: str) -> bool:
         return tenant in self.unused
+
+    def outdated(self, tenant: str) -> bool:
+        return tenant in self.old
 
 
 def generate(tenant: str, prompt: int = 10, room: int = 32, **rest: object) -> Job:
@@ -286,3 +290,82 @@ def test_a_tenant_served_more_leaves_its_slot_to_one_that_finds_none(
     scheduler.submit(generate("rich"))
     plan = scheduler.plan(1, memories)
     assert ("rich" in {job.tenant for job in plan.start}) == starts
+
+
+def test_who_waits_for_its_own_readers_holds_nobody_up() -> None:
+    """Their memories were rolled back while they read them: nobody else can make room for what they wait for."""
+    scheduler = Scheduler(Limits())
+    slow = [f"slow {number}" for number in range(PREFETCH)]
+    memories = FakeMemories({"rich", *slow})
+    for tenant in slow:
+        scheduler.submit(generate(tenant))
+    advance(scheduler.plan(0, memories))
+    memories.here, memories.old = {"rich"}, set(slow)
+    for tenant in ("rich", "cold", *slow):
+        scheduler.submit(generate(tenant))
+    scheduler._counters.charge("rich", 3 * scheduler.prices.resident)
+    scheduler._counters.charge("cold", 3 * scheduler.prices.resident)
+    assert scheduler.fairness_gap(memories) == 0.0
+    assert scheduler.wanted(memories) == [("cold", True)]
+    plan = scheduler.plan(1, memories)
+    assert [job.tenant for job in plan.start] == ["rich"]
+    assert plan.wanted == [("cold", True)]
+    memories.old = set()
+    scheduler.submit(generate("rich"))
+    assert scheduler.fairness_gap(memories) > scheduler.prices.resident
+    plan = scheduler.plan(2, memories)
+    assert not plan.start
+    assert sorted(plan.wanted) == [(tenant, True) for tenant in slow]
+
+
+def test_as_many_updates_are_at_work_as_there_is_memory_for() -> None:
+    scheduler = Scheduler(Limits(step_tokens=16, updates=2))
+    jobs = [update(tenant, 24) for tenant in "abcd"]
+    for job in jobs:
+        scheduler.submit(job)
+    ended = 0
+    for step in range(60):
+        advance(scheduler.plan(step, ALL))
+        assert sum(job.working for job in jobs if scheduler.get(job.id)) <= 2
+        held = [job for job in jobs if scheduler.get(job.id) and job.phase is Phase.HELD]
+        # a block is on its way for a while; one whose block is no longer on the device has made room
+        if step % 5 == 4 and held:
+            held[0].working = False
+        if step % 10 == 9 and held:
+            scheduler.finish(held[0])
+            ended += 1
+    assert ended == 4
+
+
+@pytest.mark.parametrize(("budget", "together"), [(100, 2), (90, 1), (150, 3), (30, 1)])
+def test_updates_that_begin_in_one_step_have_room_for_their_tails(budget: int, together: int) -> None:
+    """But for the first, so that a budget below one tail stops no update."""
+    scheduler = Scheduler(Limits(step_tokens=budget))
+    for tenant in "abcd":
+        scheduler.submit(update(tenant, 10, tail=40))
+    plan = scheduler.plan(0, ALL)
+    assert [chunk.count for chunk in plan.chunks] == [10] * together
+    advance(plan)
+    assert len(scheduler.plan(1, ALL).chunks) == min(together, 4 - together)
+
+
+def test_a_tail_is_read_once() -> None:
+    scheduler = Scheduler(Limits(step_tokens=60))
+    for tenant in "ab":
+        scheduler.submit(update(tenant, 100, tail=40))
+    counts = [[chunk.count for chunk in scheduler.plan(step, ALL).chunks] for step in range(4)]
+    assert counts == [[60], [60], [40, 20], [20]]
+
+
+def test_a_few_rebuilds_at_once_and_nobody_else_waits_for_them() -> None:
+    scheduler = Scheduler(Limits(rebuilds=2))
+    rebuilds = [update(tenant, 0, rebuilds=True, needs_memory=False, held_first=True) for tenant in "abc"]
+    for job in rebuilds:
+        scheduler.submit(job)
+    assert scheduler.plan(0, ALL).start == rebuilds[:2]
+    scheduler.submit(generate("d"))
+    scheduler._counters.charge("d", 10_000.0)
+    assert scheduler.fairness_gap(ALL) == 0.0
+    assert [job.tenant for job in scheduler.plan(1, ALL).start] == ["d"]
+    scheduler.finish(rebuilds[0])
+    assert scheduler.plan(2, ALL).start == [rebuilds[2]]
