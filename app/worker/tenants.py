@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from app import logs
@@ -205,9 +206,11 @@ class Tenants:
         # the block that fills an empty memory is in it many times: one of them is followed
         filled = self.residency.backbone.weights.initialized or 1 not in versions
         if here is not None and here.content == content(manifest) and filled:
-            left = here.born.flatten().bincount(minlength=manifest.version + 1)
+            # not a count of every number up to the newest: an imported memory may have any
+            born, counts = np.unique(here.born.numpy(), return_counts=True)
+            left: dict[int, int] = dict(zip(born.tolist(), counts.tolist(), strict=True))
             each = here.born.shape[0] * config.num_tokens
-            return {version: int(left[version]) / each for version in versions}
+            return {version: left.get(version, 0) / each for version in versions}
         return surviving(
             manifest.seed,
             versions,
