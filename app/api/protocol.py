@@ -128,9 +128,8 @@ class Protocol(HttpToolsProtocol):
             )
             self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
         if cycle is not None and not cycle.response_complete:
-            # whoever is at work on the request has nobody to answer any more
+            # whoever is at work on the request has nobody to answer, from now on
             cycle.disconnected = True
-            cycle.message_event.set()
         self.transport.close()
 
 

@@ -137,6 +137,8 @@ async def connect(echo: Echo) -> AsyncIterator[Callable[[], Awaitable[Client]]]:
             return clients[-1]
 
         yield connect
+        # a server waits for what is at work in it
+        echo.go.set()
         for client in clients:
             client.writer.close()
 
