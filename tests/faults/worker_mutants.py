@@ -139,7 +139,7 @@ def _failure_taken_for_done(worker: Harness) -> None:
     def careless(run: UpdateRun, result: object, error: ServiceError | None) -> None:
         if error is not None:
             manifest = Manifest(run.job.tenant, 0, "", 0.0)
-            result, error = (manifest, 0), None
+            result, error = (manifest, 0, run.block), None
         committed(run, result, error)
 
     _put(updates, _committed=careless)
