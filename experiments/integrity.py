@@ -10,7 +10,7 @@ the first answers are of memories as full as the last ones' and not of many youn
 ``--also URL``, once or more, shares the memories out over other servers of the same model as well: a worker on a CPU
 keeps one core busy. ``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command
 with more updates goes on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then. How to
-serve for it, and why with no more than 80 tenants a server, is in ``docs/performance.md``.
+serve for it is in ``docs/performance.md``.
 """
 
 from __future__ import annotations
