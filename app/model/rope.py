@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ class RopeTable:
         angles = positions[:, None] * inverse_frequencies(config.rope, config.head_dim)[None]
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
         self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
+
+    def in_float32(self) -> RopeTable:
+        """The same numbers in float32."""
+        table = copy(self)
+        table.cos, table.sin = self.cos.float(), self.sin.float()
+        return table
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin of integer ``positions`` of any shape: [..., head_dim]."""

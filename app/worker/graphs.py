@@ -24,24 +24,32 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("worker")
 
+_MOST_FAILED = 3
+
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Turns work, which returns a tensor, into its replay, which returns that tensor, filled anew."""
 
 
 def cuda_capture() -> Capture:
-    """Captures on the current device; all graphs share one memory pool, for they never run at once."""
+    """Captures on the current device; all graphs share one memory pool, for they never run at once.
+
+    They share a stream as well: libraries keep a workspace for each stream that they have been used on.
+    """
     shared = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # compiles kernels and makes libraries allocate, neither of which a capture may do
             work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # other threads go on loading pools while this one captures
-        with torch.cuda.graph(graph, pool=shared, capture_error_mode="thread_local"):
+        # a capture that fails may leave its own stream current; other threads go on loading pools beside it
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=shared, stream=stream, capture_error_mode="thread_local"),
+        ):
             out = work()
 
         def replay() -> Tensor:
@@ -55,10 +63,11 @@ def cuda_capture() -> Capture:
 
 @dataclass(frozen=True)
 class _Static:
-    """The tensors that graphs of ``size`` rows read: tokens, positions, write rows, [3, size] int64."""
+    """The tensors that graphs of ``size`` rows read: tokens, positions, write rows, [3, size] int64; and every row."""
 
     host: Tensor
     device: Tensor
+    every: Tensor
 
 
 class DecodeGraphs:
@@ -82,8 +91,9 @@ class DecodeGraphs:
         self._most = most
         self._capture = capture
         self._static: dict[int, _Static] = {}
-        self._replays: dict[tuple[int, int], Callable[[], Tensor]] = {}
-        self._broken = False
+        # with the batch that was captured: a graph knows addresses only, and what lies there must stay
+        self._replays: dict[tuple[int, int], tuple[Callable[[], Tensor], Batch]] = {}
+        self._broken, self._failed = False, 0
 
     def step(
         self, readings: list[Reading], tokens: list[int], positions: list[int], write_rows: list[int]
@@ -108,17 +118,20 @@ class DecodeGraphs:
         key = size, self._operations.list_key(readings)
         if key not in self._replays:
             given, places, written = static.device
-            every = torch.arange(size, device=self._backbone.device)
-            batch = Batch(given, places, written, every, attend=reads)
+            batch = Batch(given, places, written, static.every, attend=reads)
             try:
-                self._replays[key] = self._capture(
-                    lambda: self._backbone.forward(batch, self._pools, self._cache)
-                )
+                replay = self._capture(lambda: self._backbone.forward(batch, self._pools, self._cache))
             except RuntimeError as error:
-                self._broken = True
-                log.warning("decode steps are not captured in CUDA graphs", reason=str(error))
+                # room for a graph may be there later; what else is in the way will be
+                self._failed += 1
+                self._broken = not isinstance(error, torch.OutOfMemoryError) or self._failed >= _MOST_FAILED
+                log.warning(
+                    "a decode step was not captured in a CUDA graph", reason=str(error), for_good=self._broken
+                )
                 return None
-        return self._replays[key]()[:rows]
+            self._replays[key] = replay, batch
+        replay, _ = self._replays[key]
+        return replay()[:rows]
 
     def rounded(self, rows: int) -> int:
         """The batch size whose graph serves ``rows``: powers of two to 16, then multiples of 16."""
@@ -130,5 +143,9 @@ class DecodeGraphs:
         if size not in self._static:
             device = self._backbone.device
             host = torch.zeros(3, size, dtype=torch.int64, pin_memory=device.type == "cuda")
-            self._static[size] = _Static(host, torch.zeros(3, size, dtype=torch.int64, device=device))
+            self._static[size] = _Static(
+                host,
+                torch.zeros(3, size, dtype=torch.int64, device=device),
+                torch.arange(size, device=device),
+            )
         return self._static[size]

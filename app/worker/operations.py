@@ -26,7 +26,7 @@ def operations_for(sizes: Sizes, *, rotating: bool, eight_bit: bool) -> MakeOper
                 kernels = KernelOperations(
                     config, rope, dtype, device, sizes=sizes, rotating=rotating, eight_bit=eight_bit
                 )
-                try_out(kernels, config, rope, dtype, device)
+                try_out(kernels, config, rope, dtype, device, sizes)
             except Exception as error:  # whatever a compiler or a driver may raise
                 log.warning("torch serves in the kernels' place", reason=str(error))
             else:

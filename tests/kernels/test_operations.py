@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from app.messages import CreateTenant, Generate, Sampling
 from app.model.backbone import Backbone
-from app.model.batch import Reading
+from app.model.batch import Batch, Reading
 from app.model.kernel_operations import KernelOperations, Unsupported
 from app.model.operations import Sizes
 from app.model.torch_operations import TorchOperations
@@ -117,11 +119,49 @@ def test_replayed_steps_do_not_remember_the_step_before() -> None:
     assert calls
 
 
-def test_a_failed_capture_is_done_without() -> None:
-    def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        raise RuntimeError("operation not permitted when stream is capturing")
+def test_what_a_captured_step_reads_stays() -> None:
+    """A graph holds addresses, not tensors: one that nobody else holds is freed, and given to somebody else."""
+    read: list[weakref.ref[Tensor]] = []
 
-    assert harness(capture=capture).generate("ada", [5, 6], 2) == in_torch().generate("ada", [5, 6], 2)
+    def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        out = work()
+        return lambda: out
+
+    ours = harness(capture=capture)
+    backbone = ours.engine.backbone
+    forward = backbone.forward
+
+    def watched(batch: Batch, *rest: Any) -> Tensor:
+        read.extend(map(weakref.ref, (batch.tokens, batch.positions, batch.write_rows, batch.logit_rows)))
+        return forward(batch, *rest)
+
+    backbone.forward = watched  # type: ignore[method-assign]
+    graphs = ours.engine.runner._graphs
+    assert graphs is not None
+    table = torch.arange(1, 17)
+    assert graphs.step([Reading(slice(0, 1), None, None, table, 1)], [5], [1], [1]) is not None
+    gc.collect()
+    assert len(read) == 4
+    assert all(tensor() is not None for tensor in read)
+
+
+@pytest.mark.parametrize(
+    ("error", "tried"),
+    [
+        (RuntimeError("operation not permitted when stream is capturing"), 1),
+        (torch.OutOfMemoryError("full"), 3),
+    ],
+    ids=["not permitted", "no room"],
+)
+def test_a_failed_capture_is_done_without(error: RuntimeError, tried: int) -> None:
+    captures = []
+
+    def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        captures.append(work)
+        raise error
+
+    assert harness(capture=capture).generate("ada", [5, 6], 6) == in_torch().generate("ada", [5, 6], 6)
+    assert len(captures) == tried
 
 
 # NumPy's remark on the poison, which Triton itself does not make

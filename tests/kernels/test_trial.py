@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from app.model import trial as trial_module
+from app.model.batch import Reading
 from app.model.kernel_operations import KernelOperations
-from app.model.operations import Operations
+from app.model.operations import Operations, Sizes
 from app.model.pools import Pools
+from app.model.rope import RopeTable
 from app.model.torch_operations import TorchOperations
+from app.model.torch_reads import Reads
 from app.model.trial import Wrong, try_out
 from tests.harness import load_backbone
 from tests.kernels.test_operations import CPU, SIZES, pytestmark  # noqa: F401
+
+ONE = replace(SIZES, sequences=1)
 
 
 class UpsideDown(TorchOperations):
@@ -47,11 +54,11 @@ class Careless(TorchOperations):
         return super().attend_causally(query[:, -1:], key, value).expand(-1, query.shape[1], -1)
 
 
-def trial(make: object) -> None:
+def trial(make: object, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32) -> None:
     backbone, _ = load_backbone("plain")
-    given = backbone.config, backbone.rope, torch.float32, CPU
+    given = backbone.config, RopeTable(backbone.config, len(backbone.rope.cos), dtype, CPU), dtype, CPU
     operations: Operations = make(*given)  # type: ignore[operator]
-    try_out(operations, *given)
+    try_out(operations, *given, sizes)
 
 
 @pytest.mark.parametrize("form", [{}, {"rotating": True}, {"eight_bit": True}], ids=str)
@@ -65,3 +72,79 @@ def test_the_kernels_pass(form: dict[str, bool]) -> None:
 def test_wrong_operations_do_not(wrong: type[TorchOperations], reason: str) -> None:
     with pytest.raises(Wrong, match=reason):
         trial(wrong)
+
+
+def test_the_kernels_pass_in_half_precision() -> None:
+    trial(partial(KernelOperations, sizes=SIZES), dtype=torch.float16)
+
+
+def test_the_kernels_pass_with_room_for_one_sequence() -> None:
+    trial(partial(KernelOperations, sizes=ONE), ONE)
+
+
+class LongPool(TorchOperations):
+    """Reads like torch; subclasses spoil it."""
+
+    def prepare(self, readings: list[Reading], decode: int) -> Reads:
+        return super().prepare([self.spoiled(reading) for reading in readings], decode)
+
+    def spoiled(self, reading: Reading) -> Reading:
+        return reading
+
+    def make_readable(self, pools: Pools, slot: int, rank: Tensor, hot: int) -> None:
+        super().make_readable(pools, slot, self.ranks(rank), hot)
+        assert pools.bias is not None
+        self.hide(pools.bias[:, hot])
+
+    def ranks(self, rank: Tensor) -> Tensor:
+        return rank
+
+    def hide(self, bias: Tensor) -> None:
+        pass
+
+
+class NoContext(LongPool):
+    def spoiled(self, reading: Reading) -> Reading:
+        return replace(reading, seen=reading.rows.stop - reading.rows.start)
+
+
+class SpareSlots(LongPool):
+    def ranks(self, rank: Tensor) -> Tensor:
+        return rank.clamp(min=0)
+
+
+class LostShare(LongPool):
+    """What one of 33 workers should have read is missing."""
+
+    def hide(self, bias: Tensor) -> None:
+        bias[:, : bias.shape[1] // 33] = -torch.inf
+
+
+class NoPool(LongPool):
+    def spoiled(self, reading: Reading) -> Reading:
+        return replace(reading, hot=None, slot=None)
+
+
+class ManyReaders(LongPool):
+    """Wrong only where many sequences share a tile."""
+
+    def prepare(self, readings: list[Reading], decode: int) -> Reads:
+        if decode < 5:
+            return super().prepare(readings, decode)
+        return super().prepare([replace(reading, hot=None, slot=None) for reading in readings], decode)
+
+
+@pytest.mark.parametrize("make", [LongPool, NoContext, SpareSlots, LostShare, NoPool, ManyReaders])
+def test_what_is_let_pass_in_bfloat16_is_less_than_what_is_wrong(
+    make: type[TorchOperations], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over thousands of keys outputs are so small that a wrong one differs by less than a block's rounding."""
+    monkeypatch.setitem(trial_module._TOLERANCE, torch.float32, trial_module._TOLERANCE[torch.bfloat16])
+    config = replace(load_backbone("plain")[0].config, num_blocks=50, num_tokens=160, head_dim=32)
+    given = config, RopeTable(config, config.pool_slots + 64, torch.float32, CPU), torch.float32, CPU
+    sizes = Sizes(rows=40, sequences=8, context=80)
+    if make is LongPool:
+        try_out(make(*given), *given, sizes)
+        return
+    with pytest.raises(Wrong, match="reading"):
+        try_out(make(*given), *given, sizes)
