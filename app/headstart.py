@@ -15,7 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WORKER = (sys.executable, "-m", "app.worker")
+
+def _command() -> tuple[str, ...]:
+    """``-m`` looks for modules in the working directory first, which may be anybody's project with an ``app`` of its
+    own. Only where this package lies in it, as in a clone, is that right."""
+    try:
+        here = os.path.samefile(os.getcwd(), Path(__file__).parent.parent)
+    except OSError:
+        # it was removed
+        here = False
+    return (sys.executable, *(() if here else ("-P",)), "-m", "app.worker")
+
+
+WORKER = _command()
 # socket paths may have 107 bytes; "/<n>.sock" comes after
 _LONGEST_DIRECTORY = 90
 # glibc gives every thread a heap of its own, and what the largest memory took that a thread has loaded stays free in it

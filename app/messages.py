@@ -85,9 +85,13 @@ class Score(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Ends the generation or score ``id`` at the next step; unknown ids and updates are left alone."""
+    """Ends the generation or score ``id`` at the next step; unknown ids and updates are left alone.
+
+    ``reason`` is what a generation is counted under: "stop" when the API has found a stop string in its text.
+    """
 
     id: str
+    reason: str = "cancelled"
 
 
 class CreateTenant(Message, frozen=True):
@@ -274,6 +278,10 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int
     memory_file_bytes: int
     resident_slots: int
+
+
+class Fetching(Message, frozen=True):
+    """The model is being downloaded, or is there now: the time to start counts from here. Sent every few seconds."""
 
 
 class Ready(Message, frozen=True):
@@ -511,7 +519,18 @@ class Fatal(Message, frozen=True):
 
 
 Answer = (
-    Ready | Tokens | Decoded | Finished | UpdateProgress | Updated | Scored | Reply | Failed | Stats | Fatal
+    Fetching
+    | Ready
+    | Tokens
+    | Decoded
+    | Finished
+    | UpdateProgress
+    | Updated
+    | Scored
+    | Reply
+    | Failed
+    | Stats
+    | Fatal
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -123,7 +123,9 @@ class Settings(BaseSettings):
     max_update_tokens: PositiveInt = Field(131_072, description="largest update, in tokens")
     request_timeout: PositiveFloat = Field(600.0, description="a generation's deadline")
     drain_timeout: PositiveFloat = Field(30.0, description="time given to running requests at shutdown")
-    start_timeout: PositiveFloat = Field(600.0, description="time given to the worker to load the model")
+    start_timeout: PositiveFloat = Field(
+        600.0, description="time given to the worker to load the model, a download apart"
+    )
     heartbeat_timeout: PositiveFloat = Field(
         60.0, description="a worker silent for this long is taken for hung and replaced"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,22 @@ def test_a_worker_has_few_heaps_unless_it_is_told_otherwise(
 def test_a_worker_whose_starter_ended_before_it_had_settings_ends_quietly() -> None:
     command = [sys.executable, "-m", "app.worker", "--endpoint", "ipc:///nowhere"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_worker_is_ours_wherever_it_is_started(tmp_path: Path) -> None:
+    root = Path(headstart.__file__).parent.parent
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("raise SystemExit('another app')")
+    (tmp_path / "argparse.py").write_text("raise SystemExit('another argparse')")
+    code = (
+        "import subprocess, sys; from app.headstart import WORKER; "
+        "sys.exit(subprocess.run([*WORKER, '--endpoint', 'ipc:///nowhere'], stdin=subprocess.DEVNULL).returncode)"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 

@@ -184,7 +184,7 @@ class Output:
             text.append(self._stops.push(self._detokenizer.push([token])))
             taken += 1
             if self._stops.found is not None:
-                stream.cancel()
+                stream.cancel("stop")
                 break
         self._count += taken
         logprobs = None

@@ -140,9 +140,9 @@ class Stream:
         """The HTTP client has gone; whoever waits in ``next`` learns it, after what came before."""
         self._add(ClientGone())
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str = "cancelled") -> None:
         """Ends a generation early; its Finished still comes."""
-        self._client.send(Cancel(self.request.id))
+        self._client.send(Cancel(self.request.id, reason))
 
     def __enter__(self) -> Self:
         self._client.submit(self)

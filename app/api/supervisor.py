@@ -167,12 +167,14 @@ class Supervisor:
     async def _silence(self) -> str:
         """Returns when the worker does not become ready, or has been silent for too long; which of them."""
         client, settings = self._client, self._settings
-        try:
+        while not client.settled.is_set():
+            left = client.loading_since + settings.start_timeout - time.monotonic()
+            if left <= 0:
+                return f"the worker was not ready within {settings.start_timeout:g} s"
             # not wait_for: on Python 3.11 it can swallow a cancellation
-            async with asyncio.timeout(settings.start_timeout):
-                await client.settled.wait()
-        except TimeoutError:
-            return f"the worker was not ready within {settings.start_timeout:g} s"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await client.settled.wait()
         if client.model is None:
             return client.reason
         self._was_ready = True

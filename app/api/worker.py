@@ -25,6 +25,7 @@ from app.messages import (
     Drain,
     Failed,
     Fatal,
+    Fetching,
     GetHistory,
     GetMemory,
     GetTenant,
@@ -77,8 +78,10 @@ class WorkerClient:
         self._loading: asyncio.Task[None] | None = None
         self._suspects = Suspects()
         self._ends = 0
-        # when the worker was begun, how long the last one took to be ready, and when this one will be (0: not known)
-        self._attached, self._starting, self._ready_at = time.monotonic(), 0.0, 0.0
+        # when the worker was begun, or had its model downloaded
+        self.loading_since = time.monotonic()
+        # how long the last one took to be ready from then on, and when this one will be (0: not known)
+        self._starting, self._ready_at = 0.0, 0.0
         # they were in a worker that ended, and wait for the next one
         self._held: deque[Stream] = deque()
         self._resending: asyncio.Task[None] | None = None
@@ -106,7 +109,7 @@ class WorkerClient:
 
         What takes longer than was thought, or of which nothing is known, takes as long again as it has.
         """
-        left = abs((self._ready_at or self._attached) - time.monotonic())
+        left = abs((self._ready_at or self.loading_since) - time.monotonic())
         return min(max(left, SHORTEST), LONGEST)
 
     def open(self, request: Question, place: Place | None = None) -> Stream:
@@ -161,8 +164,11 @@ class WorkerClient:
         self._outbox = []
         self.fatal = None
         self.last_heard = now
-        self._attached = time.monotonic()
-        self._ready_at = self._attached + self._starting if self._starting else 0.0
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        self.loading_since = now
+        self._ready_at = now + self._starting if self._starting else 0.0
 
     def detach(self, reason: str) -> None:
         """The incarnation is gone. What is safe to repeat waits for the next one; the rest ends in an error."""
@@ -264,6 +270,10 @@ class WorkerClient:
         for answer in sorted(answers, key=self._answered):
             if isinstance(answer, Stats):
                 self.metrics.worker_stats(answer)
+            elif isinstance(answer, Fetching):
+                # while it drains it is told for how long that goes on
+                if not self.draining:
+                    self._begin(now)
             elif isinstance(answer, Ready):
                 self._loading = asyncio.get_running_loop().create_task(self._load(answer.model))
             elif isinstance(answer, Fatal):
@@ -287,7 +297,7 @@ class WorkerClient:
         if isinstance(answer, Decoded):
             # the worker puts first tokens before it, and an end may stand behind it
             return False
-        stream = None if isinstance(answer, Stats | Ready | Fatal) else self._open.get(answer.id)
+        stream = None if isinstance(answer, Stats | Fetching | Ready | Fatal) else self._open.get(answer.id)
         return stream is None or stream.answered.is_set()
 
     async def _load(self, model: ModelInfo) -> None:
@@ -298,7 +308,7 @@ class WorkerClient:
             self.reason = f"the tokenizer cannot be loaded: {error}"
             self.settled.set()
             return
-        self._starting = time.monotonic() - self._attached
+        self._starting = time.monotonic() - self.loading_since
         self.model = model
         self.reason = ""
         self.settled.set()

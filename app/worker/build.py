@@ -69,12 +69,14 @@ def build(
     store: Store,
     submit: Submit,
     progress: Callable[[int, int], None] | None = None,
+    directory: Path | None = None,
 ) -> Built:
     """Loads the model and allocates the pools. Raises CannotStart, CheckpointError, UnsupportedModel.
 
-    ``progress(done, total)`` is told of each layer that is loaded.
+    ``progress(done, total)`` is told of each layer that is loaded. ``directory`` is where the
+    model is, if that is known.
     """
-    directory = resolve(settings.model)
+    directory = directory or resolve(settings.model)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     config = read_config(directory)

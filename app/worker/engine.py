@@ -211,7 +211,7 @@ class Engine:
     def handle(self, message: Request) -> None:
         """Takes a request; what comes of it appears in the outbox now or later."""
         if isinstance(message, Cancel):
-            self.reads.cancel(message.id)
+            self.reads.cancel(message.id, message.reason)
         elif isinstance(message, Drain):
             self.draining = True
         else:

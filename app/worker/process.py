@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import structlog
@@ -15,8 +16,8 @@ from rich.progress import Progress
 
 from app import logs
 from app.errors import ServiceError
-from app.messages import Fatal, Ready
-from app.model.checkpoint import CheckpointError
+from app.messages import Fatal, Fetching, Ready
+from app.model.checkpoint import CheckpointError, resolve
 from app.model.config import UnsupportedModel
 from app.settings import Settings
 from app.store.base import Store
@@ -27,6 +28,8 @@ from app.worker.loop import Background, Loop, exit_with_parent
 from app.worker.priority import step_back
 
 log = structlog.get_logger("worker")
+
+_FETCHING_SECONDS = 5.0
 
 
 def _text_key(path: Path | None) -> bytes | None:
@@ -41,8 +44,23 @@ def _text_key(path: Path | None) -> bytes | None:
     return key
 
 
-def _build(settings: Settings, store: Store, background: Background) -> Built:
+def _fetch(model: str, loop: Loop) -> Path:
+    """The model's directory. A download may take longer than a start may: the API is told that it is under way, and
+    when it is done. One that stands still is given up by huggingface_hub itself. Raises CheckpointError."""
+    with ThreadPoolExecutor(1) as thread:
+        fetching = thread.submit(resolve, model)
+        if not wait([fetching], _FETCHING_SECONDS).done:
+            log.info("downloading the model", model=model)
+            loop.send([Fetching()])
+            while not wait([fetching], _FETCHING_SECONDS).done:
+                loop.send([Fetching()])
+            loop.send([Fetching()])
+        return fetching.result()
+
+
+def _build(settings: Settings, store: Store, background: Background, loop: Loop) -> Built:
     """Builds with a progress bar over layers where a person watches."""
+    directory = _fetch(settings.model, loop)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(f"loading {settings.model}", total=None)
         return build(
@@ -50,6 +68,7 @@ def _build(settings: Settings, store: Store, background: Background) -> Built:
             store,
             background.submit,
             lambda done, total: bar.update(task, completed=done, total=total),
+            directory,
         )
 
 
@@ -76,7 +95,7 @@ def main() -> int:
         store = open_store(
             settings.store, keep_text=settings.keep_text, text_key=_text_key(settings.text_key_file)
         )
-        built = _build(settings, store, background)
+        built = _build(settings, store, background, loop)
     except (CannotStart, CheckpointError, UnsupportedModel, ServiceError, ValueError, OSError) as error:
         loop.send([Fatal(str(error))])
         loop.close()

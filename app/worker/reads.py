@@ -156,10 +156,10 @@ class Reads:
 
     # ------------------------------------------------------------ ending
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str, reason: str = "cancelled") -> None:
         """Ends the read here; what it has sent stands."""
         if job_id in self._reads:
-            self._end(self._reads[job_id], "cancelled")
+            self._end(self._reads[job_id], reason)
 
     def _end(self, read: Read, reason: str, *, stop_token: int | None = None) -> None:
         now, sequence = time.monotonic(), read.sequence

@@ -166,8 +166,8 @@ async def test_stop_strings(service: Service, tokenizer: Tokenizer, stop: Any, t
     assert answer["stop_reason"] in said
     assert answer["stop_reason"] not in tokenizer.decode(answer["token_ids"][:-1])
     await service.until_seen(Cancel, 2)
-    cancelled = [message.id for message in service.seen if isinstance(message, Cancel)]
-    assert cancelled == [sent(service, 0).id, sent(service, 1).id]
+    cancelled = [message for message in service.seen if isinstance(message, Cancel)]
+    assert cancelled == [Cancel(sent(service, n).id, "stop") for n in (0, 1)]
 
 
 async def read_body(

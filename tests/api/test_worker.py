@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 import sys
+import time
 
 import pytest
 
@@ -13,6 +14,7 @@ from app.api import supervisor as module
 from app.api.supervisor import Supervisor, WorkerCannotStart
 from app.api.worker import WorkerClient, Workers
 from app.headstart import Begun, endpoint, private_directory, start
+from app.messages import Fetching, Stats
 from app.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -60,6 +62,25 @@ async def test_a_worker_that_takes_too_long_to_start() -> None:
         await supervisor.run()
     assert supervisor.pid is None
     assert not supervisor._directory.exists()
+
+
+async def test_a_download_does_not_count_as_loading() -> None:
+    client = WorkerClient()
+    supervisor = Supervisor(Settings(start_timeout=0.01), client)
+    # the clock does not come so far in this test
+    client.attach(lambda frame: None, 0.0)
+    client.received([Fetching()], time.monotonic() + 1000)
+    watch = asyncio.create_task(supervisor._silence())
+    await asyncio.sleep(0.05)
+    client.reason = "the tokenizer cannot be loaded"
+    client.settled.set()
+    assert await watch == "the tokenizer cannot be loaded"
+    client.settled.clear()
+    client.received([Stats(0.0, {}, {})], time.monotonic() + 1000)
+    client.loading_since = 0.0
+    assert await supervisor._silence() == "the worker was not ready within 0.01 s"
+    supervisor._context.destroy(linger=0)
+    supervisor._directory.rmdir()
 
 
 async def test_cancelling_the_supervisor_ends_the_worker() -> None:

@@ -326,7 +326,16 @@ def test_cancel_ends_a_generation_and_frees_what_it_held(harness: Harness) -> No
     assert memory is not None
     assert (memory.pins, memory.view.readers) == (0, 0)
     assert harness.engine.idle
+    assert harness.engine.numbers.counters["request_success_total:cancelled"] == 1
     harness.send(Cancel("unknown"))
+    stopped = harness.begin_generate("ada", PROMPT, 200)
+    while not harness.tokens(stopped):
+        harness.step()
+    harness.send(Cancel(stopped, "stop"))
+    answer = harness.final(stopped)
+    assert isinstance(answer, Finished)
+    assert answer.reason == "stop"
+    assert harness.engine.numbers.counters["request_success_total:stop"] == 1
     queued = harness.begin_generate("ada", PROMPT, 5)
     harness.send(Cancel(queued))
     harness.run()
