@@ -46,7 +46,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['load'], sep='\n')" \
         > requirements.txt \
     && pip install -r requirements.txt
-COPY loadtest ./loadtest
+COPY --chmod=755 loadtest ./loadtest
 USER 10001:10001
 ENTRYPOINT ["locust", "--locustfile", "loadtest/locustfile.py"]
 
@@ -63,7 +63,7 @@ RUN groupadd --gid 10001 memoryllm \
     && install -d -o 10001 -g 10001 -m 700 /data /cache
 COPY --from=dependencies /opt/memoryllm /opt/memoryllm
 COPY --from=package /install /opt/memoryllm
-COPY deploy/healthcheck.py /opt/memoryllm/healthcheck.py
+COPY --chmod=644 deploy/healthcheck.py /opt/memoryllm/healthcheck.py
 ENV PATH=/opt/memoryllm/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/cache/huggingface \
@@ -72,7 +72,8 @@ ENV PATH=/opt/memoryllm/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     MEMORYLLM_HOST=0.0.0.0 \
     MEMORYLLM_PORT=8000 \
-    MEMORYLLM_STORE=disk:///data
+    MEMORYLLM_STORE=disk:///data/store \
+    MEMORYLLM_SPOOL_DIR=/cache/spool
 USER 10001:10001
 WORKDIR /home/memoryllm
 VOLUME ["/data", "/cache"]

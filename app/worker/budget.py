@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,7 @@ _SPARE_COPIES = 8
 _MOST_SLOTS = 4096
 _MOST_ROWS = 131_072
 _GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class CannotStart(ValueError):
@@ -35,7 +38,21 @@ def free_memory(device: torch.device) -> int:
     """Bytes that nobody uses now, the weights being loaded."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return min(free, left_to_container(_CGROUP, free))
+
+
+def left_to_container(group: Path, otherwise: int) -> int:
+    """Bytes that a container's own limit leaves (cgroup v2); ``otherwise`` where there is none, or no cgroup v2.
+
+    What is cached of files counts as used there and as free here: it goes when it is needed.
+    """
+    with suppress(OSError, ValueError, KeyError):
+        limit = int((group / "memory.max").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+        cached = int(dict(line.split() for line in lines)["inactive_file"])
+        return max(0, limit - int((group / "memory.current").read_text()) + cached)
+    return otherwise
 
 
 def share_out(backbone: Backbone, settings: Settings, free: int, *, alone: bool) -> Budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -17,6 +18,7 @@ from app.worker.budget import (
     beside_others,
     by_running,
     cache_rows,
+    left_to_container,
     share_out,
     update_bytes,
     updates_at_once,
@@ -51,6 +53,18 @@ def test_a_gpu_has_copies_for_what_runs(plain: Backbone, pools: float) -> None:
     assert hot <= 24
     assert used(plain, slots, hot) <= budget
     assert slots >= 1.1 * pools - 2
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert left_to_container(tmp_path, 123) == 123
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("anon 4000\nfile 1000\ninactive_file 600\n")
+    assert left_to_container(tmp_path, 123) == 123
+    (tmp_path / "memory.max").write_text("9000\n")
+    assert left_to_container(tmp_path, 123) == 9000 - 5000 + 600
+    (tmp_path / "memory.current").write_text("99000\n")
+    assert left_to_container(tmp_path, 123) == 0
 
 
 def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
