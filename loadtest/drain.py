@@ -54,7 +54,7 @@ async def drain(run: Run) -> None:
         "",
         f"{lost}, {cut} (of {updates:,} and {streams:,}; sent and not answered: {unanswered}, "
         f"exit code other than 0: {wrong_exits})",
-        lost == cut == wrong_exits == 0,
+        lost == cut == wrong_exits == unanswered == 0 < min(updates, streams),
         log=_tail(log),
     )
 

@@ -105,14 +105,16 @@ async def update_storm(run: Run) -> None:
     per_token = [mean([a.per_token for a in side if a.good]) for side in (calm, stormy)]
     times = ratio(per_token[1], per_token[0])
     updates = [a for a in run.client.answers if a.group == "storm"]
+    taken = sum(a.good for a in updates)
     run.row(
         "generations running during an update storm of other tenants: time per token against calm",
         "≤ 2×",
         "1.3×",
         f"{times:.2f}× ({1e3 * per_token[1]:.1f} against {1e3 * per_token[0]:.1f} ms)",
-        times <= 2,
+        # a storm that was turned away slows nobody
+        times <= 2 and taken >= 0.97 * len(updates) > 0,
         updates_per_second_alone=rate,
         updates=len(updates),
-        taken=sum(a.good for a in updates),
+        taken=taken,
         longest_gaps=[max((a.longest_gap for a in side), default=0.0) for side in (calm, stormy)],
     )

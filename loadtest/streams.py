@@ -48,7 +48,7 @@ async def streams(run: Run) -> None:
         speeds["worker's loop"].append(own)
         speeds["over HTTP"].append(await over_http(tenants, tokens))
         speeds["one at a time"].append(
-            statistics.mean([await over_http(tenants[i : i + 1], tokens // 2) for i in range(4)])
+            statistics.mean([await over_http(tenants[i : i + 1], tokens) for i in range(4)])
         )
     own, http, alone = (statistics.median(s) for s in speeds.values())
     share, gain = ratio(http, own), ratio(http, alone)
