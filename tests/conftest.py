@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.name == "gpu" and not any("gpu" in Path(given).parts for given in config.args):
         return True
     return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _settings_are_the_tests_own() -> Iterator[None]:
+    """What the shell has set for a server of its user's is no setting of these."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MEMORYLLM_")]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import tokenizers
 from fastapi import FastAPI
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from app import logs
 from app import messages as m
@@ -61,6 +62,10 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.train_from_iterator(CORPUS, trainer)
     assert tokenizer.token_to_id("</s>") == EOS
     assert tokenizer.get_vocab_size() <= VOCAB
+    # as Llama's tokenizers do, whose BOS the model does not want
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
@@ -134,7 +139,8 @@ def pass_time() -> Iterator[Callable[[float], Awaitable[None]]]:
     frozen = False
 
 
-async def start_service(settings: Settings, path: str) -> Service:
+async def start_service(settings: Settings, path: str, **model: Any) -> Service:
+    """``model`` replaces what the fake worker says of its model, by name."""
     fake = FakeWorker()
     client = WorkerClient()
     app = create_app(settings, client)
@@ -152,7 +158,7 @@ async def start_service(settings: Settings, path: str) -> Service:
         loop.call_soon(work, frame)
 
     client.attach(send, 0.0)
-    client.received([m.Ready(model_info(path), pid=1)], 0.0)
+    client.received([m.Ready(msgspec.structs.replace(model_info(path), **model), pid=1)], 0.0)
     await client.settled.wait()
     return service
 

@@ -18,7 +18,7 @@ from app.keys.file import write
 from app.keys.ring import Limits, make
 from app.keys.watch import WatchedRing
 from app.settings import Settings
-from tests.api.conftest import Service
+from tests.api.conftest import Service, start_service
 from tests.api.fake_worker import FakeWorker, model_info
 from tests.api.test_admission import admission
 
@@ -29,6 +29,7 @@ KEYS = {
     "team": make(tenants=["team/*", "ada"]),
     "admin": make(admin=True),
     "slow": make(tenants=["hold-1"], limits=Limits(3, 1000, 2, 5)),
+    "forks": make(tenants=["hold-1", "hold-2"], limits=Limits(3, 1000, 2, 5)),
 }
 
 
@@ -248,8 +249,31 @@ async def test_limits_go_along_with_an_update(guarded: Service) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.parametrize(("path", "kind"), [("/generate", m.Generate), ("/score", m.Score)])
+async def test_the_weight_of_a_key_goes_along_with_what_reads(
+    guarded: Service, path: str, kind: type[m.Generate] | type[m.Score]
+) -> None:
+    body = {"prompt": "The quick", **({"continuation": " brown fox"} if path == "/score" else {})}
+    for count, (who, weight) in enumerate((("slow", 5), ("admin", 1)), 1):
+        task = asyncio.create_task(guarded.post(path, {"tenant": "hold-1", **body}, headers=bearer(who)))
+        sent = await guarded.until_seen(kind, count)
+        assert isinstance(sent, kind)
+        assert sent.weight == weight
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_limits_go_along_with_what_makes_a_memory_or_ends_it(guarded: Service) -> None:
-    await guarded.post("/tenants", {"id": "hold-1"}, headers=bearer("slow"))
+    octets = {**bearer("slow"), "content-type": "application/octet-stream"}
+    # as the fake worker exports version 0 of it
+    await guarded.http.post("/tenants/hold-1/import", content=b"hold-1 0 False", headers=octets)
+    imported = await guarded.until_seen(m.ImportTenant)
+    assert isinstance(imported, m.ImportTenant)
+    assert imported.most_bytes == 1000
+    await guarded.post("/tenants/hold-1/fork", {"target": "hold-2"}, headers=bearer("forks"))
+    forked = await guarded.until_seen(m.ForkTenant)
+    assert isinstance(forked, m.ForkTenant)
+    assert forked.most_bytes == 1000
     await guarded.post("/tenants/hold-1/rebuild", {"force": True}, headers=bearer("slow"))
     rebuilt = await guarded.until_seen(m.RebuildTenant)
     assert isinstance(rebuilt, m.RebuildTenant)
@@ -268,11 +292,28 @@ async def test_a_tenant_is_told_its_limits(guarded: Service) -> None:
     assert seen["limits"] == {"updates_per_day": 0, "bytes": 0, "concurrent": 0}
 
 
-async def test_without_keys_the_settings_limits_hold(service: Service) -> None:
-    await service.post("/update", {"tenant": "ada", "text": "The quick brown fox jumps over the lazy dog."})
-    sent = await service.until_seen(m.Update)
-    assert isinstance(sent, m.Update)
-    assert (sent.updates_per_day, sent.most_bytes, sent.weight) == (0, 0, 1)
+@pytest.mark.parametrize("limits", [Limits(3, 1000, 2), Limits()])
+async def test_without_keys_the_settings_limits_hold(
+    settings: Settings, model_dir: Path, limits: Limits
+) -> None:
+    names = ("tenant_updates_per_day", "tenant_bytes", "tenant_concurrent")
+    told = (limits.updates_per_day, limits.bytes, limits.concurrent)
+    own = settings.model_copy(update=dict(zip(names, told, strict=True)))
+    service = await start_service(own, str(model_dir))
+    async with service.http:
+        body = {"tenant": "hold", "text": "The quick brown fox jumps over the lazy dog."}
+        running = [asyncio.create_task(service.post("/update", body)) for _ in range(2)]
+        sent = await service.until_seen(m.Update, 2)
+        assert isinstance(sent, m.Update)
+        assert (sent.updates_per_day, sent.most_bytes, sent.weight) == (*told[:2], 1)
+        running.append(asyncio.create_task(service.post("/update", body)))
+        if limits.concurrent:
+            assert (await running[-1]).json()["error"]["code"] == "quota_exceeded"
+        else:
+            await service.until_seen(m.Update, 3)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def test_the_document_names_the_scheme(guarded: Service) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from app.api.streaming import event
 from app.api.tokens import Tokenizer
 from app.messages import Cancel, Finished, Generate, Timings, Tokens
-from tests.api.conftest import Service, until
+from app.settings import Settings
+from tests.api.conftest import Service, start_service, until
 from tests.api.fake_worker import EOS
 from tests.api.test_bad_input import check_error
 from tests.api.test_update import events
@@ -94,6 +96,21 @@ async def test_sampling_is_passed_on(service: Service) -> None:
     assert message.priority == 3
     assert message.deadline is not None
     assert before + 5 <= message.deadline <= time.time() + 5
+
+
+async def test_what_the_caller_leaves_open_is_as_the_checkpoint_wants_it(
+    settings: Settings, model_dir: Path
+) -> None:
+    wants = {"temperature": 0.6, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
+    service = await start_service(settings, str(model_dir), **wants)
+    asked = {"temperature": 0, "top_p": 1, "top_k": 0, "repetition_penalty": 1}
+    async with service.http:
+        bodies: list[dict[str, float]] = [{}, *({name: value} for name, value in asked.items())]
+        for place, body in enumerate(bodies):
+            answer = await service.post("/generate", {"tenant": "alice", "prompt": PROMPT, **body})
+            assert answer.status_code == 200
+            told = sent(service, place).sampling
+            assert {name: getattr(told, name) for name in wants} == {**wants, **body}
 
 
 async def test_timeout_is_bounded_by_the_server(service: Service) -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.keys.file import write
+from app.keys.ring import make
 from tests.api.test_bad_input import check_error
 from tests.api.test_update import events
 
@@ -75,10 +77,10 @@ def serving(tmp_path: Path, model_dir: Path, **environment: str) -> Iterator[Ser
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    line = process.stdout.readline().strip()
     try:
-        with httpx.Client(base_url=line.removeprefix("listening on "), timeout=20) as http:
-            yield Server(process, line.removeprefix("listening on "), http, log)
+        url = process.stdout.readline().strip().removeprefix("listening on ")
+        with httpx.Client(base_url=url.replace("0.0.0.0", "127.0.0.1"), timeout=20) as http:
+            yield Server(process, url, http, log)
     finally:
         process.kill()
         process.wait()
@@ -233,6 +235,31 @@ def test_a_network_address_that_is_wanted_without_keys_gets_a_warning(
         assert server.process.wait(20) == 0
         assert server.process.stderr is not None
         assert server.process.stderr.read().count("warning: 0.0.0.0 can be reached from the network") == 1
+
+
+def test_keys_guard_a_real_server_and_a_revoked_one_is_refused_while_it_runs(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    (kept, kept_entry), (revoked, revoked_entry) = make(admin=True), make(tenants=["alice"])
+    write(path, [kept_entry, revoked_entry])
+    # a line a request would fill the pipe that nobody reads meanwhile
+    options = {"HOST": "0.0.0.0", "KEYS_FILE": str(path), "LOG_LEVEL": "error"}
+    environment = {f"MEMORYLLM_{name}": value for name, value in options.items()}
+    with serving(tmp_path, model_dir, **environment) as server:
+        assert server.url.startswith("http://0.0.0.0:")
+        until(server.ready, "readiness")
+
+        def generate(key: str | None = None) -> httpx.Response:
+            headers = {} if key is None else {"authorization": f"Bearer {key}"}
+            return server.http.post("/generate", json=GENERATE, headers=headers)
+
+        check_error(generate(), 401, "invalid_api_key")
+        check_error(generate(make(admin=True)[0]), 401, "invalid_api_key")
+        assert [generate(key).status_code for key in (kept, revoked)] == [200, 200]
+        write(path, [kept_entry])
+        until(lambda: generate(revoked).status_code == 401, "the refusal of a revoked key")
+        assert generate(kept).status_code == 200
 
 
 @contextmanager

@@ -140,6 +140,20 @@ def test_unsupported_configs_are_named() -> None:
             parse_config(raw | change)
 
 
+def test_a_block_is_forgotten_at_the_papers_rate() -> None:
+    """(1 - K/N)^t: MemoryLLM, section 3.2."""
+    raw = json.loads((CHECKPOINTS / "plain" / "config.json").read_text())
+    for blocks, updates, share in (
+        (4, 0, 1.0),
+        (4, 1, 0.75),
+        (4, 2, 0.5625),
+        (2, 3, 0.125),
+        (50, 50, 0.36417),
+    ):
+        config = parse_config(raw | {"num_blocks": blocks})
+        assert config.surviving_share(updates) == pytest.approx(share, abs=1e-5)
+
+
 def test_generation_defaults_come_from_their_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
     assert read_generation_defaults(tmp_path).stop_tokens == (2,)

@@ -62,12 +62,21 @@ def test_names_numbers_and_labels(tmp_path: Path) -> None:
                 server.http.request(f"X{tenant}".upper(), "/generate")
                 server.post("/generate", tenant=tenant)
 
-        def told(blocks: int) -> dict[str, float]:
-            # the worker's numbers come once a second
-            until(lambda: series(server)[1].get("update_blocks_total") == blocks, "the worker's numbers")
-            time.sleep(1.1)
-            return series(server)[1]
+        def told(tenants: int) -> dict[str, float]:
+            """What is told of a worker that is done: its numbers come all together, and later than its answers."""
+            found: dict[str, float] = {}
 
+            def done() -> bool:
+                nonlocal found
+                found = series(server)[1]
+                ended = found.get("request_success_total finished_reason=length")
+                return ended == 2 * tenants and found["num_requests_running"] == 0
+
+            until(done, "the worker's numbers")
+            return found
+
+        # looking is counted too, from the second time on
+        series(server)
         began = time.monotonic()
         play(["ada", "bob", "carol"])
         first = told(3)

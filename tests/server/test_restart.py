@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 from pathlib import Path
@@ -29,11 +30,12 @@ def text(length: int = 20) -> list[int]:
     return [rng.randrange(3, 320) for _ in range(length)]
 
 
-def stored_pool(path: Path, tenant: str) -> Pool:
+def stored_pool(path: Path, tenant: str, *, compacted: bool = False) -> Pool:
     """The tenant's pool as the store holds it; the server must not be running."""
     store = DiskStore(path)
     manifest = store.load(tenant)
     assert isinstance(manifest, Manifest)
+    assert not compacted or manifest.snapshot is not None
     directory = CHECKPOINTS / "two-adapters"
     config = read_config(directory)
     weights, _ = load_weights(directory, config)
@@ -105,10 +107,12 @@ def test_a_restart_keeps_every_bit(tmp_path: Path) -> None:
         # past a compaction (the model has 6 blocks), so that a snapshot is read as well
         for _ in range(9):
             server.update("ada", text())
+        compactions = re.compile(rb"^memoryllm_store_compactions_total [1-9]", re.MULTILINE)
+        until(lambda: compactions.search(server.http.get("/metrics").content) is not None, "a compaction")
         tokens = server.tokens("ada", PROMPT)
         memory = server.http.get("/tenants/ada/memory").json()
         server.kill()
-    before = stored_pool(store, "ada")
+    before = stored_pool(store, "ada", compacted=True)
     with ServerProcess(store) as server:
         assert server.version("ada") == 9
         assert server.tokens("ada", PROMPT) == tokens

@@ -61,6 +61,13 @@ class RedisServer:
         log = (self.folder / "log").open("ab")
         with log:
             self._process = subprocess.Popen([binary(), str(file)], stdout=log, stderr=log, cwd=self.folder)
+        try:
+            self._wait_until_it_answers(self._process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + 20
         with self.client() as client:
             while True:
@@ -68,7 +75,7 @@ class RedisServer:
                     client.ping()
                     return
                 except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
-                    if time.monotonic() > until or self._process.poll() is not None:
+                    if time.monotonic() > until or process.poll() is not None:
                         raise
                     time.sleep(0.01)
 

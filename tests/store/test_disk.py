@@ -20,7 +20,7 @@ from app.store.home import Home
 from app.store.url import open_store
 from tests.store.memorydisk import MemoryDisk
 
-KEY, OTHER_KEY = bytes(range(32)), bytes(32)
+KEY = bytes(range(32))
 
 
 def manifest(tenant: str = "ada") -> Manifest:
@@ -264,80 +264,6 @@ def test_no_lock_outlives_its_use(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- texts
-
-
-@pytest.mark.parametrize("text", ["The café is in Oslo.", "", "aes256gcm:not really", "plain:plain:", "🙂"])
-@pytest.mark.parametrize("text_key", [None, KEY])
-def test_texts_come_back_as_they_were(tmp_path: Path, text: str, text_key: bytes | None) -> None:
-    disk = MemoryDisk(tmp_path)
-    for _ in range(2):
-        store = DiskStore(tmp_path, files=disk, text_key=text_key)
-        if store.load("ada") is None:
-            store.create(manifest())
-            commit(store, 1, text=text)
-            store.compact("ada", 1, b"pool")
-            commit(store, 2, text=text)
-        assert [r.text for r in store.history("ada")] == [text, text]
-        assert [r.text for r in store.find("ada", "k1")] == [text]
-        store.close()
-
-
-def test_an_encrypted_text_is_nowhere_on_the_disk(tmp_path: Path) -> None:
-    disk = MemoryDisk(tmp_path)
-    store = DiskStore(tmp_path, files=disk, text_key=KEY)
-    store.create(manifest())
-    for version in (1, 2, 3):
-        commit(store, version, text="The treasure is under the oak.")
-    store.compact("ada", 2, b"pool")
-    store.close()
-    assert not [path for path, leaf in disk.leaves() if b"treasure" in bytes(leaf.now)]
-
-
-def test_texts_are_not_kept_when_switched_off(tmp_path: Path) -> None:
-    disk = MemoryDisk(tmp_path)
-    store = DiskStore(tmp_path, files=disk, keep_text=False)
-    store.create(manifest())
-    commit(store, 1, text="The treasure is under the oak.")
-    assert [r.text for r in store.history("ada")] == [None]
-    store.close()
-    assert not [path for path, leaf in disk.leaves() if b"treasure" in bytes(leaf.now)]
-
-
-def test_a_wrong_or_missing_key_is_refused_at_the_start(tmp_path: Path) -> None:
-    disk = MemoryDisk(tmp_path)
-    store = DiskStore(tmp_path, files=disk, text_key=KEY)
-    store.create(manifest())
-    commit(store, 1, text="words")
-    store.close()
-    with pytest.raises(StoreFailed, match="not the text key"):
-        DiskStore(tmp_path, files=disk, text_key=OTHER_KEY)
-    # or else new texts would be written in the clear
-    with pytest.raises(StoreFailed, match="give it the text key"):
-        DiskStore(tmp_path, files=disk)
-    store = DiskStore(tmp_path, files=disk, keep_text=False)
-    assert [r.text for r in store.history("ada")] == [None]
-    store.close()
-    store = DiskStore(tmp_path, files=disk, text_key=KEY)
-    assert [r.text for r in store.history("ada")] == ["words"]
-    store.close()
-
-
-def test_an_encrypted_text_cannot_be_moved_to_another_tenant_or_version(tmp_path: Path) -> None:
-    disk = MemoryDisk(tmp_path)
-    store = DiskStore(tmp_path, files=disk, text_key=KEY)
-    for tenant in ("ada", "bob"):
-        store.create(manifest(tenant))
-    stolen = commit(store, 1, text="words").blocks[0].text
-    assert stolen is not None
-    plain = store._texts
-    for tenant, version in (("bob", 1), ("ada", 2)):
-        store._texts = type(plain)(keep=True, key=None)
-        store._texts.seal = lambda text, tenant, version: stolen  # type: ignore[method-assign]
-        commit(store, version, tenant, text="x")
-        store._texts = plain
-        with pytest.raises(StoreFailed, match="cannot be decrypted"):
-            store.history(tenant)
-    store.close()
 
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33, 64])

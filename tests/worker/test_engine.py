@@ -215,6 +215,15 @@ def test_an_idempotency_key_gets_the_first_answer(harness: Harness) -> None:
     assert harness.store.load("ada").version == 3  # type: ignore[union-attr]
 
 
+def test_an_update_is_told_the_mean_share_of_its_blocks_that_is_left(harness: Harness) -> None:
+    contexts = [text(), text(), text()]
+    # six blocks: each update takes a sixth of what is there
+    expected = (25 / 36 + 5 / 6 + 1) / 3
+    for _ in range(2):
+        assert harness.update("ada", *contexts, key="k").surviving_share == pytest.approx(expected)
+    assert harness.update("ada", text()).surviving_share == 1.0
+
+
 def test_two_retries_at_once_write_once(harness: Harness) -> None:
     contexts = [text(), text(), text()]
     ids = [harness.begin_update("ada", *contexts, key="k") for _ in range(3)]

@@ -42,6 +42,15 @@ def test_the_weight_of_a_request_reaches_its_job(kind: str) -> None:
     harness.run()
 
 
+def test_the_priority_of_a_generation_reaches_its_job() -> None:
+    harness = Harness(load_backbone("plain")[0])
+    harness.send(Generate("first", "ada", PROMPT, Sampling(4), priority=3))
+    harness.send(Score("second", "ada", PROMPT, PROMPT))
+    jobs = [harness.engine.scheduler.get(id) for id in ("first", "second")]
+    assert [job.priority for job in jobs if job is not None] == [3, 0]
+    harness.run()
+
+
 def test_a_rollback_leaves_the_weight_that_its_tenant_has() -> None:
     harness = Harness(load_backbone("plain")[0], limits=Limits(cache_rows=1024, max_running=1))
     harness.update("ada", list(range(20, 40)))

@@ -84,7 +84,11 @@ def test_bytes_in_the_store(harness: Harness) -> None:
     refused = update(harness, 1, most=used + 100)
     assert isinstance(refused, Failed)
     assert refused.code == "quota_exceeded"
-    assert isinstance(update(harness, 1, most=used + 100_000), Updated)
+    block = harness.engine.updates._block_bytes
+    # each context counts: one would fit
+    assert isinstance(update(harness, 2, most=used + 2 * block - 1), Failed)
+    assert harness.store.usage("ada") == used
+    assert isinstance(update(harness, 2, most=used + 2 * block), Updated)
 
 
 @pytest.mark.parametrize("undone", ["rolled back", "erased"])

@@ -64,6 +64,16 @@ def export(harness: Harness, tenant: str, path: Path, *, texts: bool = False) ->
     return path
 
 
+def test_another_models_memory_is_neither_exported_nor_looked_into(backbone: Backbone, spooled: Path) -> None:
+    store = MemoryStore()
+    Harness(backbone, "one", store=store).update("ada", text())
+    harness = Harness(backbone, "two", store=store)
+    for refused in (reply(harness, ExportTenant, "ada", str(spooled)), reply(harness, GetMemory, "ada")):
+        assert isinstance(refused, Failed)
+        assert refused.code == "model_mismatch"
+    assert spooled.read_bytes() == b""
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("updates", [0, 1, 9])
 def test_an_imported_memory_goes_on_as_the_exported_one(name: str, updates: int, spooled: Path) -> None:
