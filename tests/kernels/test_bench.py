@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
-from functools import partial
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,22 @@ import torch
 from torch import Tensor
 
 from app.model.config import ModelConfig, Rope
-from app.model.kernel_operations import KernelOperations
-from app.model.operations import Sizes
 from kernels.bench import __main__ as program
-from kernels.bench import attention, model
+from kernels.bench import attention, pools, residents, timing, variants
+from kernels.bench.pools import Data, Shape
 from kernels.bench.report import Row, append, show
+from kernels.bench.timing import Repeated, interleaved
+from kernels.bench.variants import TOLERANCE, WrongKernel
+from kernels.memory_attention import Rotation
+from kernels.rotate import rotate_pool
 from tests.kernels.test_operations import CPU, pytestmark  # noqa: F401
 
-TINY = attention.Shape(layers=1, kv_heads=1, group=2, head_dim=16, pool=32, block=8, context=5)
+TINY = Shape(pools=1, kv_heads=1, group=2, head_dim=16, pool=32, block=8, context=5)
+# one head of the 8B model's, as far as an output's size goes
+LARGE = Shape(pools=1, kv_heads=1, group=4, head_dim=32, pool=12_800, block=256, context=64)
+
+
+ALONE = "hot copy, one sequence"
 
 
 def copy() -> tuple[Callable[[], object], int]:
@@ -40,7 +50,9 @@ def test_nothing_is_measured_without_a_gpu(
 
 def test_attention_rows_at_a_tiny_shape() -> None:
     cases = (attention.Case(1, 1), attention.Case(1, 3), attention.Case(4, 1))
-    rows = list(attention.rows(TINY, cases, torch.float32, CPU, copy(), 1))
+    # what names no device would be made elsewhere, as on a GPU's machine
+    with torch.device("meta"):
+        rows = list(attention.rows(TINY, cases, torch.float32, CPU, copy(), 1))
     # four variants and one against sdpa a case, and one for sequences that share
     assert len(rows) == 5 * len(cases) + 1
     bounded = {(row.what, row.case) for row in rows if row.least is not None}
@@ -49,38 +61,299 @@ def test_attention_rows_at_a_tiny_shape() -> None:
     assert all(row.value > 0 for row in rows)
 
 
+def test_many_sequences_and_one_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(work: dict[str, Any], *_: Any) -> dict[str, float]:
+        seen.append(set(work))
+        return {name: 3.0 if name == attention.COPIES else 2.0 for name in work}
+
+    monkeypatch.setattr(attention, "interleaved", noted)
+    monkeypatch.setattr(attention, "check", lambda *_: None)
+    rows = list(attention.rows(TINY, (attention.Case(1, 3),), torch.float32, CPU, copy(), 1))
+    assert seen == [
+        {*(attention.COPIES, attention.ROTATING, attention.EIGHT_BIT, attention.SDPA), "copy", ALONE}
+    ]
+    assert rows[-1].value == 1.5
+
+
+def test_pools_of_all_tenants_are_larger_than_a_cache() -> None:
+    shape = Shape()
+    each = 2 * shape.kv_heads * shape.slots * shape.head_dim
+    for case in attention.CASES:
+        assert shape.layers(case.tenants) * case.tenants * each > 800e6
+
+
+def test_spare_slots_are_poisoned_and_left_out_of_what_torch_is_given() -> None:
+    data = Data.random(TINY, 2, 1, torch.float32, CPU)
+    for tensor in (data.key, data.value):
+        poisoned = tensor.isnan().all(dim=-1).all(dim=2)
+        assert torch.equal(poisoned, data.rank < 0)
+        assert int(poisoned.sum()) == data.layers * 2 * TINY.block
+    assert data.scale.isfinite().all()
+    gathered = data.gathered(data.value)
+    assert gathered.shape == (1, 2, 1, TINY.pool, TINY.head_dim)
+    slot = int((data.rank[0, 1] == 7).nonzero())
+    assert torch.equal(gathered[0, 1, :, 7], data.value[0, 1, :, slot])
+
+
+# ------------------------------------------------------------ wrong kernels
+
+
+def off_by(data: Data, variant: variants.Variant) -> float:
+    """The largest difference from the exact output, in no units of its own."""
+    variant.attend(0)
+    exact = variants.reference(
+        data.query[0].double(), variant.key[0].double(), variant.value[0].double(), data.rank[0] >= 0,
+        data.cache_key[0].double(), data.cache_value[0].double(), data.table, [0], [0], [0], [variant.limit],
+    )  # fmt: skip
+    return float((variant.out.double() - exact).abs().max())
+
+
+Mistake = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def in_torch(mistake: Mistake | None) -> Callable[..., None]:
+    """``memory_attention`` of one pool, for one sequence, with a mistake in what is visible of pool and context."""
+
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, cache_key: Tensor, cache_value: Tensor,
+        table: Tensor, plan: object, scratch: object, out: Tensor, *, rotation: Rotation | None = None,
+    ) -> None:  # fmt: skip
+        wide = [tensor[0].float() for tensor in (key, value)]
+        if rotation is None:
+            assert bias is not None
+            visible = bias[0] == 0
+        else:
+            visible = rotation.rank[0] >= 0
+            if rotation.key_scale is not None and rotation.value_scale is not None:
+                wide[0] = wide[0] * rotation.key_scale[:, None]
+                wide[1] = wide[1] * rotation.value_scale[0][..., None]
+            turned = torch.empty_like(wide[0])[None]
+            angles = rotation.cos.float(), rotation.sin.float()
+            rotate_pool(wide[0][None], rotation.rank, *angles, rotation.first_position, turned)
+            wide[0] = turned[0]
+        context = torch.ones(table.shape[1], dtype=torch.bool)
+        weight = torch.ones(())
+        if mistake is not None:
+            visible, context, weight = mistake(visible, context, weight)
+        rows = table[0, context].long()
+        keys = torch.cat([wide[0][:, visible], cache_key[rows].float().transpose(0, 1)], dim=1)
+        values = torch.cat([wide[1][:, visible], cache_value[rows].float().transpose(0, 1)], dim=1)
+        scores = query[0].float()[None] @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
+        out[0] = ((scores.softmax(dim=-1) @ values)[0] * weight).to(out.dtype)
+
+    return attend
+
+
+def ignores_the_context(visible: Tensor, context: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return visible, torch.zeros_like(context), weight
+
+
+def loses_a_share(visible: Tensor, context: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    cut = visible.clone()
+    cut[: len(cut) // 33] = False
+    return cut, context, weight
+
+
+def reads_spare_slots(visible: Tensor, context: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ones_like(visible), context, weight
+
+
+def writes_zeros(visible: Tensor, context: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return visible, context, weight * 0
+
+
+@pytest.fixture
+def all_in_torch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing of the large shape is left to the interpreter, which takes minutes for it."""
+
+    def rotated(key: Tensor, rank: Tensor, cos: Tensor, sin: Tensor, first: int, out: Tensor) -> None:
+        wide = torch.empty_like(out, dtype=torch.float32)
+        rotate_pool(key.float(), rank, cos.float(), sin.float(), first, wide)
+        out.copy_(wide.masked_fill_((rank < 0)[:, None, :, None], 0))
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(pools, "write_hot_copy", rotated)
+    return monkeypatch
+
+
+def of_all_forms(data: Data) -> dict[str, variants.Variant]:
+    forms: list[dict[str, bool]] = [
+        {"rotating": False}, {"rotating": True}, {"rotating": True, "eight_bit": True},
+    ]  # fmt: skip
+    return {str(form): variants.of_kernel(data, 1, **form) for form in forms}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rounding_is_no_mistake(all_in_torch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    all_in_torch.setattr(variants, "memory_attention", in_torch(None))
+    data = Data.random(LARGE, 1, 1, dtype, CPU)
+    for name, variant in of_all_forms(data).items():
+        variants.check(name, data, variant)
+        # there is room for a kernel that adds up in another order, and no more
+        assert variants.error(data, variant, 0) < 0.7 * TOLERANCE[dtype]
+    variants.check("sdpa", data, variants.of_sdpa(data, 1))
+
+
+@pytest.mark.parametrize(
+    "mistake", [ignores_the_context, loses_a_share, reads_spare_slots, writes_zeros], ids=lambda m: m.__name__
+)
+def test_a_wrong_kernel_is_refused_however_small_its_outputs_are(
+    all_in_torch: pytest.MonkeyPatch, mistake: Mistake
+) -> None:
+    """In bfloat16, whose tolerance is the widest."""
+    data = Data.random(LARGE, 1, 1, torch.bfloat16, CPU)
+    all_in_torch.setattr(variants, "memory_attention", in_torch(mistake))
+    for name, variant in of_all_forms(data).items():
+        with pytest.raises(WrongKernel, match="off by"):
+            variants.check(name, data, variant)
+    if mistake in (ignores_the_context, loses_a_share):
+        assert off_by(data, variants.of_kernel(data, 1, rotating=False)) < 1e-2
+
+
+def test_torchs_own_attention_is_checked_as_well(all_in_torch: pytest.MonkeyPatch) -> None:
+    data = Data.random(LARGE, 1, 1, torch.bfloat16, CPU)
+    whole = variants.F.scaled_dot_product_attention
+
+    def late(query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
+        return whole(query, key[:, :, 400:], value[:, :, 400:], **named)
+
+    all_in_torch.setattr(variants.F, "scaled_dot_product_attention", late)
+    with pytest.raises(WrongKernel, match="sdpa: off by"):
+        variants.check("sdpa", data, variants.of_sdpa(data, 1))
+
+
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.memory_attention
+    right = variants.memory_attention
 
     def wrong(query: Tensor, *rest: Any, **named: Any) -> None:
         right(-query, *rest, **named)
 
-    monkeypatch.setattr(attention, "memory_attention", wrong)
-    with pytest.raises(attention.WrongKernel, match="hot copy: off by"):
+    monkeypatch.setattr(variants, "memory_attention", wrong)
+    with pytest.raises(WrongKernel, match="hot copy: off by"):
         list(attention.rows(TINY, (attention.Case(1, 1),), torch.float32, CPU, copy(), 1))
 
 
-def test_model_rows_at_a_tiny_shape() -> None:
+# ------------------------------------------------------------ the model
+
+
+def test_model_rows_at_a_tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig(
         hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
         vocab_size=128, rms_norm_eps=1e-5, max_position_embeddings=64, rope=Rope(1e4), num_blocks=4,
         num_tokens=4, add_bos_embedding=True,
     )  # fmt: skip
-    weights = model.random_weights(config, torch.float32, CPU)
-    sizes = Sizes(rows=40, sequences=2, context=1 + model.ROOM)
-    make = partial(KernelOperations, sizes=sizes)
-    bench = model.Bench.make(config, weights, 2, make, lambda work: work)
-    rows = {
-        (row.what, row.case): row
-        for row in model.rows(bench, weights, (1, 2, 9), 12, copy(), (copy()[0], 1.0), 1)
+    given: dict[str, Any] = {
+        "eight_b": lambda: config,
+        "_DTYPE": torch.float32,
+        "_UPDATE": 12,
+        "COUNTS": (2, 9),
+        "ceilings": lambda *_: (copy(), (copy()[0], 1.0)),
+        "cuda_capture": lambda: lambda work: work,
+        # three pools with copies, four without
+        "_free": lambda _: program._RESERVE + 3 * 3920,
     }
-    assert rows["decode step: of its floor", "2 tenants"].value > 0
-    assert rows["decode step: does not fit", "9 tenants"].value == 2
+    for name, value in given.items():
+        monkeypatch.setattr(program, name, value)
+    rows = {(row.what, row.case): row for row in program._model_rows(CPU, 1)}
+    for form, fit in ((attention.COPIES, 2), (attention.ROTATING, 3)):
+        assert rows[f"decode step, {form}: of its floor", "2 tenants"].value > 0
+        assert rows[f"decode step, {form}: does not fit", "9 tenants"].value == fit
+        assert rows[f"first token, {form}", "32-token prompt"].value > 0
     assert {what for what, _ in rows} >= {
-        "first token",
+        "ceiling: copy",
+        "ceiling: pinned copy",
         "update, its write apart",
         "swap-in: of the pinned copy",
+        "tenants resident at once, 8 bits",
     }
+
+
+def test_tenants_are_counted_as_the_server_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H200's memory less the weights, whatever the shell that measures has set for a server."""
+    monkeypatch.setenv("MEMORYLLM_MAX_RUNNING", "2")
+    free = 143_771 * 2**20 - 2 * 8_030_000_000 - 2**30
+    rows = {row.what: row for row in residents.rows(program.eight_b(), torch.bfloat16, CPU, free)}
+    copies, eight = (rows[f"tenants resident at once, {form}"] for form in ("hot copy", "8 bits"))
+    assert copies.value < (free - 2**30) / 1.8e9
+    # a tenth of the pools' bytes, in copies of half a pool
+    assert copies.note == "12 of them read at once"
+    assert eight.value > 1.7 * copies.value
+    assert copies.reached == (copies.value >= 56)
+    small = {row.what: row for row in residents.rows(program.eight_b(), torch.bfloat16, CPU, free // 2)}
+    assert small["tenants resident at once, hot copy"].reached is False
+
+
+# ------------------------------------------------------------ clocks, rows, and what is kept of them
+
+
+def test_what_is_done_over_and_over_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(timing, "device_seconds", lambda work, _: [work(), 8.0][1])
+    monkeypatch.setattr(timing, "seconds", lambda work, _: [work(), 3.0][1])
+    work = {
+        "graph": Repeated(lambda: calls.append("graph"), 8),
+        "step": lambda: calls.append("step"),
+        "plain": lambda: calls.append("plain"),
+    }
+    times = interleaved(work, CPU, 2, by_host=["step"])
+    assert times == {"graph": 1.0, "step": 3.0, "plain": 8.0}
+    # in turns, and once before it counts
+    assert calls == ["graph", "step", "plain"] * 3
+
+
+def failing(error: Exception) -> Iterator[Row]:
+    yield Row("a", "b", 2, "x")
+    raise error
+
+
+def test_rows_are_kept_as_they_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "bench.csv"
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    halves = [("attention", failing(full)), ("model", iter([Row("c", "d", 1, "x")]))]
+    assert program.measure(halves, table, "gpu") == 1
+    assert [line[4] for line in csv.reader(table.read_text().splitlines())] == ["what", "a", "c"]
+    seen = capsys.readouterr()
+    assert "CUDA out of memory" in seen.err
+    assert "c " in seen.out
+
+
+def test_nothing_is_measured_behind_a_wrong_kernel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "bench.csv"
+    halves = [("attention", failing(WrongKernel("4 x 1: off by 3"))), ("model", failing(ValueError()))]
+    assert program.measure(halves, table, "gpu") == 1
+    assert [line[4] for line in csv.reader(table.read_text().splitlines())] == ["what", "a"]
+    assert "off by 3: nothing more is timed" in capsys.readouterr().err
+
+
+def test_a_bound_that_is_missed_shows_in_the_status(tmp_path: Path) -> None:
+    for value, status in ((2.0, 0), (1.0, 1)):
+        rows = iter([Row("a", "b", value, "x", 1.5), Row("a", "c", 9, "x", 1.5)])
+        assert program.measure([("model", rows)], tmp_path / "bench.csv", "gpu") == status
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("tests", "memory"), [(0, 0), (1, 0), (0, 9)])
+def test_memory_errors_are_looked_for_whatever_the_tests_found(
+    tmp_path: Path, tests: int, memory: int
+) -> None:
+    for name, does in {
+        "python-of-the-gpu": f"exit {tests}",
+        "compute-sanitizer": f'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $*" > {tmp_path}/asked; exit {memory}',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    root = Path(__file__).parents[2]
+    command = ["make", "-s", "test-gpu", "PYTHON=python-of-the-gpu"]
+    done = subprocess.run(command, cwd=root, env=path, capture_output=True, timeout=60)
+    assert (done.returncode != 0) == bool(tests or memory)
+    caching, *asked = (tmp_path / "asked").read_text().split()
+    assert caching == "1"
+    assert "python-of-the-gpu" in asked
 
 
 def test_rows_say_whether_they_reach_their_bounds(tmp_path: Path) -> None:
