@@ -64,7 +64,7 @@ def _free(device: torch.device) -> int:
     """Bytes of the GPU that are free once all that nobody holds has been given back."""
     gc.collect()
     torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info(device)[0]
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _attention_rows(device: torch.device, rounds: int) -> Iterator[Row]:
@@ -79,9 +79,9 @@ def _model_rows(device: torch.device, rounds: int) -> Iterator[Row]:
     weights = model.random_weights(config, dtype, device)
     yield from residents.rows(config, dtype, device, _free(device))
     copy, matmul = ceilings(device, 2**29, 8192)
-    sizes = Sizes(
-        rows=max(_UPDATE, model.PROMPT), sequences=max(COUNTS), context=1 + Rows.rounded(model.ROOM)
-    )
+    # all that decode and the one that begins: none loses its place to another, as in a server
+    sequences = max(COUNTS) + 1
+    sizes = Sizes(max(_UPDATE, model.PROMPT), sequences, context=1 + Rows.rounded(model.ROOM))
     for name, rotating in ((attention.COPIES, False), (attention.ROTATING, True)):
         form = PoolForm(copies=not rotating)
         each = form.pool_bytes(config, dtype) + form.copy_bytes(config, dtype)

@@ -212,16 +212,15 @@ def test_a_wrong_kernel_is_refused_however_small_its_outputs_are(
         assert off_by(data, variants.of_kernel(data, 1, rotating=False)) < 1e-2
 
 
-def test_torchs_own_attention_is_checked_as_well(all_in_torch: pytest.MonkeyPatch) -> None:
-    data = Data.random(LARGE, 1, 1, torch.bfloat16, CPU)
+def test_torchs_own_attention_is_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = variants.F.scaled_dot_product_attention
 
     def late(query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
-        return whole(query, key[:, :, 400:], value[:, :, 400:], **named)
+        return whole(query, key[:, :, 4:], value[:, :, 4:], **named)
 
-    all_in_torch.setattr(variants.F, "scaled_dot_product_attention", late)
-    with pytest.raises(WrongKernel, match="sdpa: off by"):
-        variants.check("sdpa", data, variants.of_sdpa(data, 1))
+    monkeypatch.setattr(variants.F, "scaled_dot_product_attention", late)
+    with pytest.raises(WrongKernel, match="1 x 1, sdpa, pool alone: off by"):
+        list(attention.rows(TINY, (attention.Case(1, 1),), torch.float32, CPU, copy(), 1))
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,13 +271,13 @@ def test_model_rows_at_a_tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tenants_are_counted_as_the_server_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200's memory less the weights, whatever the shell that measures has set for a server."""
-    monkeypatch.setenv("MEMORYLLM_MAX_RUNNING", "2")
+    monkeypatch.setenv("MEMORYLLM_MAX_RUNNING", "1")
     free = 143_771 * 2**20 - 2 * 8_030_000_000 - 2**30
     rows = {row.what: row for row in residents.rows(program.eight_b(), torch.bfloat16, CPU, free)}
     copies, eight = (rows[f"tenants resident at once, {form}"] for form in ("hot copy", "8 bits"))
     assert copies.value < (free - 2**30) / 1.8e9
     # a tenth of the pools' bytes, in copies of half a pool
-    assert copies.note == "12 of them read at once"
+    assert 10 <= int(copies.note.removesuffix(" of them read at once")) <= 0.2 * copies.value + 1
     assert eight.value > 1.7 * copies.value
     assert copies.reached == (copies.value >= 56)
     small = {row.what: row for row in residents.rows(program.eight_b(), torch.bfloat16, CPU, free // 2)}
