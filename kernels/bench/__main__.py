@@ -82,13 +82,13 @@ def _model_rows(device: torch.device, rounds: int) -> Iterator[Row]:
     # all that decode and the one that begins: none loses its place to another, as in a server
     sequences = max(COUNTS) + 1
     sizes = Sizes(max(_UPDATE, model.PROMPT), sequences, context=1 + Rows.rounded(model.ROOM))
-    for name, rotating in ((attention.COPIES, False), (attention.ROTATING, True)):
+    for rotating in (False, True):
         form = PoolForm(copies=not rotating)
         each = form.pool_bytes(config, dtype) + form.copy_bytes(config, dtype)
         tenants = min(max(COUNTS), (_free(device) - _RESERVE) // each - 1)
         make = partial(KernelOperations, sizes=sizes, rotating=rotating)
         bench = model.Bench.make(config, weights, tenants, make, cuda_capture())
-        yield from model.decode_rows(bench, name, weights, COUNTS, copy, rounds)
+        yield from model.decode_rows(bench, weights, COUNTS, copy, rounds)
         if not rotating:
             yield from model.other_rows(bench, _UPDATE, copy, matmul, rounds)
         # its pools must be gone before the other form's come

@@ -18,6 +18,7 @@ from app.worker.graphs import Capture
 from app.worker.rows import Rows
 from app.worker.runner import ReadChunk, Runner, UpdateChunk
 from app.worker.sequence import Sequence, begin
+from kernels.bench.attention import COPIES, ROTATING
 from kernels.bench.report import Row
 from kernels.bench.timing import Repeated, Work, captured, interleaved
 
@@ -194,14 +195,14 @@ class Bench:
 
 def decode_rows(
     bench: Bench,
-    form: str,
     weights: Weights,
     counts: tuple[int, ...],
     copy: tuple[Work, int],
     rounds: int,
 ) -> Iterator[Row]:
-    """Decode steps and first tokens of the ``form`` that ``bench`` has. ``copy`` moves so many bytes."""
+    """Decode steps and first tokens, in the form that ``bench`` has. ``copy`` moves so many bytes."""
     device, config = bench.backbone.device, bench.backbone.config
+    form = COPIES if bench.arena.form.copies else ROTATING
     steps = {tenants: bench.decoding(tenants) for tenants in counts if tenants <= len(bench.memories)}
     whole = {f"decode {tenants}": step for tenants, step in steps.items()}
     whole["first token"] = bench.first_token()

@@ -13,12 +13,13 @@ from app.model.config import ModelConfig
 from app.model.pools import PoolForm
 from app.settings import Settings
 from app.worker.budget import share_out
+from kernels.bench.attention import COPIES, EIGHT_BIT, ROTATING
 from kernels.bench.report import Row
 
 _FORMS = {
-    "hot copy": (PoolForm(), 56, 70),
-    "in-kernel rotation": (PoolForm(copies=False), 56, 70),
-    "8 bits": (PoolForm(copies=False, eight_bit=True), 100, 135),
+    COPIES: (PoolForm(), 56, 70),
+    ROTATING: (PoolForm(copies=False), 56, 70),
+    EIGHT_BIT: (PoolForm(copies=False, eight_bit=True), 100, 135),
 }
 
 
