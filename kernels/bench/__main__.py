@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
+import traceback
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +19,16 @@ from app.model.operations import Sizes
 from app.model.pools import PoolForm
 from app.worker.graphs import cuda_capture
 from app.worker.rows import Rows
-from kernels.bench import attention, model
+from kernels.bench import attention, model, residents
+from kernels.bench.pools import Shape
 from kernels.bench.report import Row, append, show
 from kernels.bench.timing import Work
+from kernels.bench.variants import WrongKernel
 
 COUNTS = (1, 16, 64)
 _UPDATE = 512
+_DTYPE = torch.bfloat16
+# contexts, a pool's copy, steps' workspace
 _RESERVE = 6 * 2**30
 
 
@@ -53,24 +60,62 @@ def ceilings(device: torch.device, elements: int, side: int) -> tuple[tuple[Work
     return (lambda: other.copy_(big), 2 * big.nbytes), (lambda: left @ right, 2.0 * side**3)
 
 
-def _model_rows(device: torch.device, rounds: int) -> list[Row]:
+def _free(device: torch.device) -> int:
+    """Bytes of the GPU that are free once all that nobody holds has been given back."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def _attention_rows(device: torch.device, rounds: int) -> Iterator[Row]:
+    copy, _ = ceilings(device, 2**29, 16)
+    yield from attention.rows(Shape(), attention.CASES, _DTYPE, device, copy, rounds)
+
+
+def _model_rows(device: torch.device, rounds: int) -> Iterator[Row]:
     """The whole model's rows, with as many tenants as fit beside the weights."""
-    config, dtype = eight_b(), torch.bfloat16
-    sizes = Sizes(rows=_UPDATE, sequences=max(COUNTS), context=1 + Rows.rounded(model.ROOM))
-    copy, matmul = ceilings(device, 2**29, 8192)
+    config, dtype = eight_b(), _DTYPE
+    _free(device)
     weights = model.random_weights(config, dtype, device)
-    free = torch.cuda.mem_get_info()[0] - _RESERVE
-    forms = {"bf16": (PoolForm(), 56, 70), "8 bits": (PoolForm(copies=False, eight_bit=True), 100, 135)}
-    # a reader's copy is the running batch's, a pool every tenant's
-    rows = [
-        Row("tenants resident at once", name, free // form.pool_bytes(config, dtype), "tenants", least, aim)
-        for name, (form, least, aim) in forms.items()
-    ]
-    each = PoolForm().pool_bytes(config, dtype) + PoolForm().copy_bytes(config, dtype)
-    tenants = min(max(COUNTS), free // each - 1)
-    bench = model.Bench.make(config, weights, tenants, partial(KernelOperations, sizes=sizes), cuda_capture())
-    rows += model.rows(bench, weights, COUNTS, _UPDATE, copy, matmul, rounds)
-    return rows
+    yield from residents.rows(config, dtype, device, _free(device))
+    copy, matmul = ceilings(device, 2**29, 8192)
+    # all that decode and the one that begins: none loses its place to another, as in a server
+    sequences = max(COUNTS) + 1
+    sizes = Sizes(max(_UPDATE, model.PROMPT), sequences, context=1 + Rows.rounded(model.ROOM))
+    for rotating in (False, True):
+        form = PoolForm(copies=not rotating)
+        each = form.pool_bytes(config, dtype) + form.copy_bytes(config, dtype)
+        tenants = min(max(COUNTS), (_free(device) - _RESERVE) // each - 1)
+        make = partial(KernelOperations, sizes=sizes, rotating=rotating)
+        bench = model.Bench.make(config, weights, tenants, make, cuda_capture())
+        yield from model.decode_rows(bench, weights, COUNTS, copy, rounds)
+        if not rotating:
+            yield from model.other_rows(bench, _UPDATE, copy, matmul, rounds)
+        # its pools must be gone before the other form's come
+        del bench
+
+
+def measure(halves: Iterable[tuple[str, Iterator[Row]]], csv: Path, device: str) -> int:
+    """Prints and keeps each row as it comes, so that what fails later takes none along; returns the exit status.
+
+    A wrong kernel ends it all; after anything else that goes wrong in one half the other is measured.
+    """
+    failed = False
+    for half, rows in halves:
+        try:
+            for row in rows:
+                append(csv, device, [row])
+                print(show(row), flush=True)
+                failed |= row.reached is False
+        except WrongKernel as error:
+            print(f"{error}: nothing more is timed", file=sys.stderr)
+            return 1
+        except Exception as error:
+            # whatever a driver or a compiler may raise, most likely that the memory is full
+            traceback.print_exc()
+            print(f"{half}: the rest was not measured: {error}", file=sys.stderr, flush=True)
+            failed = True
+    return int(failed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,25 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda")
     name = torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
-    rows: list[Row] = []
-    if given.only != "model":
-        copy, _ = ceilings(device, 2**29, 16)
-        try:
-            for row in attention.rows(
-                attention.Shape(), attention.CASES, torch.bfloat16, device, copy, given.rounds
-            ):
-                rows.append(row)
-                print(show(row), flush=True)
-        except attention.WrongKernel as error:
-            print(f"{error}: nothing more is timed", file=sys.stderr)
-            append(given.csv, name, rows)
-            return 1
-    if given.only != "attention":
-        for row in _model_rows(device, given.rounds):
-            rows.append(row)
-            print(show(row), flush=True)
-    append(given.csv, name, rows)
-    return int(any(row.reached is False for row in rows))
+    halves = {"attention": _attention_rows, "model": _model_rows}
+    chosen = [given.only] if given.only else list(halves)
+    return measure(((half, halves[half](device, given.rounds)) for half in chosen), given.csv, name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole steps of the worker with random weights: decoding, first token, update, swap-in, and how many tenants fit."""
+"""Whole steps of the worker with random weights: decoding, first token, update and swap-in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from app.memory.arena import Arena, Memory, View
+from app.memory.lanes import lanes_of
 from app.model.backbone import Backbone
 from app.model.config import ModelConfig
 from app.model.operations import MakeOperations
@@ -17,11 +18,12 @@ from app.worker.graphs import Capture
 from app.worker.rows import Rows
 from app.worker.runner import ReadChunk, Runner, UpdateChunk
 from app.worker.sequence import Sequence, begin
+from kernels.bench.attention import COPIES, ROTATING
 from kernels.bench.report import Row
-from kernels.bench.timing import Work, interleaved, seconds
+from kernels.bench.timing import Repeated, Work, captured, interleaved
 
 _CONTEXT = 64
-_PROMPT = 32
+PROMPT = 32
 ROOM = 128
 
 
@@ -87,7 +89,8 @@ class Bench:
         capture: Capture | None,
     ) -> Bench:
         backbone = Backbone(config, weights, ROOM, operations)
-        arena = Arena(backbone, tenants + 1, tenants + 1)
+        # one more, to be swapped in
+        arena = Arena(backbone, tenants + 1, tenants)
         cache_rows = (tenants + 1) * ROOM + 1
         runner = Runner(backbone, arena, cache_rows, max(tenants, 1), capture)
         for context in (runner.cache.key, runner.cache.value):
@@ -95,6 +98,9 @@ class Bench:
             context.normal_()
         generator = torch.Generator().manual_seed(0)
         born = torch.zeros(1, config.pool_size, dtype=torch.int32)
+        # one for all: an update makes another of its own
+        tail = torch.randn(config.num_layers, config.num_tokens, config.hidden_size, generator=generator)
+        tail = tail.to(backbone.device, backbone.dtype)
         memories = []
         for tenant in range(tenants):
             slot = arena.take_slot()
@@ -103,10 +109,7 @@ class Bench:
                 part.normal_()
             rank = torch.randperm(config.pool_slots, generator=generator, dtype=torch.int32)
             rank = torch.where(rank >= config.pool_size, -1, rank).expand(config.num_layers, -1).contiguous()
-            tail = torch.randn(config.num_layers, config.num_tokens, config.hidden_size, generator=generator)
-            memory = Memory(
-                f"t{tenant}", 0, slot, 1, tail.to(backbone.device, backbone.dtype), born, View(1, rank)
-            )
+            memory = Memory(f"t{tenant}", 0, slot, 1, tail, born, View(1, rank))
             hot = arena.take_hot()
             assert hot is not None
             arena.build_hot(slot, rank, hot)
@@ -147,8 +150,8 @@ class Bench:
         """A prompt of 32 tokens of a resident tenant, until its first token is on the host."""
 
         def step() -> None:
-            sequence = self.sequence(self.memories[0], _PROMPT)
-            logits = self.runner.step([], [ReadChunk(sequence, 0, _PROMPT)], []).logits
+            sequence = self.sequence(self.memories[0], PROMPT)
+            logits = self.runner.step([], [ReadChunk(sequence, 0, PROMPT)], []).logits
             logits.argmax(dim=-1).tolist()
             self.end(sequence)
 
@@ -167,60 +170,84 @@ class Bench:
 
         return step
 
-    def swap_in(self, tokens: int) -> tuple[Work, Work, int]:
-        """Bringing a pool from pinned memory, a plain copy of as many bytes, and the bytes."""
+    def swap_in(self) -> tuple[Work, Work, int]:
+        """Bringing a pool and a tail from pinned memory as the server does, a plain copy of as many, and the bytes."""
         slot = self.arena.take_slot()
         assert slot is not None
-        parts = self.arena.pools.parts(slot)
-        pinned = self.backbone.device.type == "cuda"
-        kept = [torch.empty(p.shape, dtype=p.dtype, pin_memory=pinned).copy_(p) for p in parts]
-        size = sum(part.nbytes for part in parts)
-        source = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        target = torch.empty(size, dtype=torch.uint8, device=self.backbone.device)
+        device, dtype = self.backbone.device, self.backbone.dtype
+        lanes = lanes_of(device, dtype)
+        tail = self.memories[0].tail
+        assert tail is not None
+        parts, room = self.arena.pools.parts(slot), torch.empty_like(tail)
+        kept = [lanes.host(part.shape, part.dtype).copy_(part) for part in [*parts, tail]]
+        size = sum(part.nbytes for part in kept)
+        layers = range(self.backbone.config.num_layers)
+        pairs = [(part[y], host[y]) for y in layers for part, host in zip(parts, kept[:-1], strict=True)]
+        pairs.append((room, kept[-1]))
+        source = lanes.host(torch.Size((size,)), torch.uint8)
+        target = torch.empty(size, dtype=torch.uint8, device=device)
+        return (
+            lambda: lanes.exchange(lanes.mark(), [], pairs),
+            lambda: target.copy_(source, non_blocking=True),
+            size,
+        )
 
-        def bring() -> None:
-            for part, tensor in zip(parts, kept, strict=True):
-                part.copy_(tensor, non_blocking=True)
 
-        return bring, lambda: target.copy_(source, non_blocking=True), size
-
-
-def rows(
+def decode_rows(
     bench: Bench,
     weights: Weights,
     counts: tuple[int, ...],
+    copy: tuple[Work, int],
+    rounds: int,
+) -> Iterator[Row]:
+    """Decode steps and first tokens, in the form that ``bench`` has. ``copy`` moves so many bytes."""
+    device, config = bench.backbone.device, bench.backbone.config
+    form = COPIES if bench.arena.form.copies else ROTATING
+    steps = {tenants: bench.decoding(tenants) for tenants in counts if tenants <= len(bench.memories)}
+    whole = {f"decode {tenants}": step for tenants, step in steps.items()}
+    whole["first token"] = bench.first_token()
+    work: dict[str, Work | Repeated] = {"copy": captured(copy[0], device), **whole}
+    times = interleaved(work, device, rounds, by_host=whole)
+    bandwidth = copy[1] / times["copy"]
+    pool = bench.arena.form.pool_bytes(config, bench.backbone.dtype) * config.pool_size / config.pool_slots
+    read = weight_bytes(weights)
+    for tenants in counts:
+        if tenants not in steps:
+            yield Row(
+                f"decode step, {form}: does not fit", f"{tenants} tenants", len(bench.memories), "tenants"
+            )
+            continue
+        floor = (read + tenants * pool) / bandwidth
+        took = times[f"decode {tenants}"]
+        note = f"{took * 1e3:.2f} ms, floor {floor * 1e3:.2f} ms"
+        name = f"decode step, {form}: of its floor"
+        yield Row(name, f"{tenants} tenants", floor / took, "", 0.65, 0.85, note=note)
+    yield Row(f"first token, {form}", "32-token prompt", times["first token"] * 1e3, "ms", 9, 6, less=True)
+
+
+def other_rows(
+    bench: Bench,
     update_tokens: int,
     copy: tuple[Work, int],
     matmul: tuple[Work, float],
     rounds: int,
 ) -> Iterator[Row]:
-    """The model's rows. ``copy`` moves so many bytes, ``matmul`` does so many floating-point operations."""
-    device, config = bench.backbone.device, bench.backbone.config
-    work: dict[str, Work] = {"copy": copy[0], "matmul": matmul[0]}
-    steps = {tenants: bench.decoding(tenants) for tenants in counts if tenants <= len(bench.memories)}
-    work |= {f"decode {tenants}": step for tenants, step in steps.items()}
-    work["first token"] = bench.first_token()
-    work["update"] = bench.update(update_tokens)
-    times = interleaved(work, device, rounds, seconds)
-    bandwidth, rate = copy[1] / times["copy"], matmul[1] / times["matmul"]
-    yield Row("ceiling: copy", "", bandwidth / 1e12, "TB/s")
-    yield Row("ceiling: matmul", "", rate / 1e12, "TFLOP/s")
-    pool = bench.arena.form.pool_bytes(config, bench.backbone.dtype) * config.pool_size / config.pool_slots
-    read = weight_bytes(weights)
-    for tenants in counts:
-        if tenants not in steps:
-            yield Row("decode step: does not fit", f"{tenants} tenants", len(bench.memories), "tenants")
-            continue
-        floor = (read + tenants * pool) / bandwidth
-        took = times[f"decode {tenants}"]
-        note = f"{took * 1e3:.2f} ms, floor {floor * 1e3:.2f} ms"
-        yield Row("decode step: of its floor", f"{tenants} tenants", floor / took, "", 0.65, 0.85, note=note)
-    yield Row("first token", "32-token prompt", times["first token"] * 1e3, "ms", 9, 6, less=True)
+    """What keys' rotation has no part in. ``matmul`` does so many floating-point operations."""
+    device = bench.backbone.device
+    work: dict[str, Work | Repeated] = {
+        "copy": captured(copy[0], device),
+        "matmul": captured(matmul[0], device),
+        "update": bench.update(update_tokens),
+    }
+    times = interleaved(work, device, rounds, by_host=["update"])
+    yield Row("ceiling: copy", "", copy[1] / times["copy"] / 1e12, "TB/s")
+    yield Row("ceiling: matmul", "", matmul[1] / times["matmul"] / 1e12, "TFLOP/s")
     yield Row(
         "update, its write apart", f"{update_tokens} tokens", times["update"] * 1e3, "ms", 18, 13, less=True
     )
-    bring, plain, size = bench.swap_in(update_tokens)
-    swaps = interleaved({"swap": bring, "plain": plain}, device, rounds, seconds)
+    bring, plain, size = bench.swap_in()
+    swaps = interleaved({"swap": bring, "plain": plain}, device, rounds, by_host=["swap"])
+    yield Row("ceiling: pinned copy", "", size / swaps["plain"] / 1e9, "GB/s")
     share = swaps["plain"] / swaps["swap"]
     note = f"{size / swaps['swap'] / 1e9:.1f} GB/s"
     yield Row("swap-in: of the pinned copy", "1 tenant", share, "", 0.85, 0.95, note=note)

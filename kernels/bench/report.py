@@ -41,7 +41,7 @@ def show(row: Row) -> str:
         sign = "<=" if row.less else ">="
         aim = "" if row.aim is None else f", aim {row.aim:g}"
         bound = f"{'ok    ' if row.reached else 'MISSED'} {sign} {row.least:g}{aim}"
-    return f"{row.what:42}{row.case:22}{row.value:10.3f} {row.unit:10}{bound:26}{row.note}".rstrip()
+    return f"{row.what:52}{row.case:22}{row.value:10.3f} {row.unit:10}{bound:26}{row.note}".rstrip()
 
 
 def append(path: Path, device: str, rows: Iterable[Row]) -> None:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 
 Work = Callable[[], object]
 _WARM_UPS = 3
+_REPEATS = 8
 
 
-def captured(work: Work, device: torch.device) -> Work:
-    """``work`` as a CUDA graph, for launching from Python takes longer than a kernel; as it is on a CPU."""
+@dataclass(frozen=True)
+class Repeated:
+    """A call that does the same work ``times`` over."""
+
+    call: Work
+    times: int = 1
+
+
+def captured(work: Work, device: torch.device, times: int = _REPEATS) -> Repeated:
+    """``work`` some ``times`` in one CUDA graph; as it is, and once, on a CPU.
+
+    Launching from Python takes longer than a kernel, and launching a graph a good part of a short one's time.
+    """
     if device.type != "cuda":
-        return work
+        return Repeated(work)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -23,8 +36,9 @@ def captured(work: Work, device: torch.device) -> Work:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+        for _ in range(times):
+            work()
+    return Repeated(graph.replay, times)
 
 
 def seconds(work: Work, device: torch.device) -> float:
@@ -51,16 +65,20 @@ def device_seconds(work: Work, device: torch.device) -> float:
 
 
 def interleaved(
-    work: dict[str, Work],
+    work: Mapping[str, Work | Repeated],
     device: torch.device,
     rounds: int,
-    clock: Callable[[Work, torch.device], float] = device_seconds,
+    by_host: Collection[str] = (),
 ) -> dict[str, float]:
-    """The median seconds of each."""
+    """The median seconds that each takes once, by the device's clock or, of those named, by the host's."""
     taken: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(rounds + _WARM_UPS):
-        for name, run in work.items():
-            took = clock(run, device)
-            if turn >= _WARM_UPS:
+    # a CPU has nothing to warm but its caches
+    warm_ups = _WARM_UPS if device.type == "cuda" else 1
+    for turn in range(rounds + warm_ups):
+        for name, each in work.items():
+            repeated = each if isinstance(each, Repeated) else Repeated(each)
+            clock = seconds if name in by_host else device_seconds
+            took = clock(repeated.call, device) / repeated.times
+            if turn >= warm_ups:
                 taken[name].append(took)
     return {name: median(times) for name, times in taken.items()}

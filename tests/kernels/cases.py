@@ -96,7 +96,8 @@ class Case:
 
     @property
     def bias(self) -> Tensor:
-        return torch.zeros(self.rank.shape, dtype=self.query.dtype).masked_fill(self.rank < 0, -torch.inf)
+        shown = torch.zeros(self.rank.shape, dtype=self.query.dtype, device=self.rank.device)
+        return shown.masked_fill_(self.rank < 0, -torch.inf)
 
     def plan(self, reads: Reads | None = None) -> Plan:
         plan = Plan.allocate(self.shape, "cpu")

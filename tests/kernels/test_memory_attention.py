@@ -23,6 +23,23 @@ def test_the_kernels_run_in_the_interpreter() -> None:
     assert INTERPRETED
 
 
+def test_what_a_case_makes_lies_where_the_case_does() -> None:
+    """On a GPU too, where this file's tests do not run: here the CPU is not the default."""
+    case = Case.random(MIXED)
+    eight, given = eight_bit(case)
+    with torch.device("meta"):
+        made = [
+            case.bias,
+            case.hot_key,
+            case.expected(),
+            case.plan().buffer,
+            case.run(),
+            case.run(rotating=True),
+        ]
+        made += [eight.expected(), eight.run(rotating=True, **given)]
+    assert {tensor.device.type for tensor in made} == {"cpu"}
+
+
 @pytest.mark.parametrize("rotating", [False, True])
 @pytest.mark.parametrize(
     ("group", "head_dim"),
