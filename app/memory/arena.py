@@ -74,7 +74,10 @@ class Arena:
         self.backbone = backbone
         self.form = backbone.operations.form
         # 8-bit keys need to know their channels' sizes, which the checkpoint's own pool shows
-        scale = key_scale(backbone.project(backbone.weights.memory)[0]) if self.form.eight_bit else None
+        scale = None
+        if self.form.eight_bit:
+            layers = backbone.project_by_layer(backbone.weights.memory)
+            scale = torch.cat([key_scale(key) for _, key, _ in layers])
         self.pools = Pools.allocate(
             backbone.config, slots, hot, backbone.dtype, backbone.device, self.form, scale
         )
@@ -140,21 +143,29 @@ class Arena:
 
     # ------------------------------------------------------------ filling a slot
 
-    def fill(self, slot: int, key: Tensor, value: Tensor) -> Tensor:
-        """Puts a pool in rank order, K and V [L, H_kv, N, d_head], into ``slot``; returns its rank vector."""
-        self._open(slot)
-        self.pools.put(slot, slice(0, self.backbone.config.pool_size), key, value)
-        return self.first_rank()
+    def project(self, slot: int, hidden: Tensor, bring: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Puts the pool of hidden states [L, N, d] (on the host) into ``slot``; returns its rank vector.
 
-    def project(self, slot: int, hidden: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
-        """Puts the pool of hidden states [L, N, d] (on the host) into ``slot``; returns its rank vector."""
-        if self.form.eight_bit:
-            return self.fill(slot, *self.backbone.project(hidden, bring))
+        Beside the slot it takes the device memory of one layer. ``bring`` as in ``Backbone.write_memory``.
+        """
         self._open(slot)
+        if self.form.eight_bit:
+            self._put_by_layer(slot, hidden, bring)
+            return self.first_rank()
         ranks = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
         pools = self.pools
         self.backbone.write_memory(hidden, ranks, pools.key[:, slot], pools.value[:, slot], bring)
         return self.first_rank()
+
+    def _put_by_layer(
+        self, slot: int, hidden: Tensor, bring: Callable[[Tensor], Tensor] | None = None, repeats: int = 1
+    ) -> None:
+        """Projects hidden memory [L, T, d] and puts it into the first ``repeats`` * T ranks of an open slot."""
+        ranks = slice(0, repeats * hidden.shape[1])
+        for layer, key, value in self.backbone.project_by_layer(hidden, bring):
+            if repeats > 1:
+                key, value = (part.repeat(1, 1, repeats, 1) for part in (key, value))
+            self.pools.put(slot, ranks, key, value, layer)
 
     def _open(self, slot: int) -> None:
         """Readies a slot to be filled in rank order."""
@@ -265,10 +276,9 @@ class Arena:
             self._publish_grown(*zip(*grown, strict=True))
 
     def _fill_first(self, memory: Memory, hidden: Tensor) -> None:
-        key, value = self.backbone.project(hidden)
-        repeats = (1, 1, self.backbone.config.num_blocks, 1)
-        rank = self.fill(memory.slot, key.repeat(repeats), value.repeat(repeats))
-        self._renew(memory, hidden, rank, torch.full_like(memory.born, memory.version + 1))
+        self._open(memory.slot)
+        self._put_by_layer(memory.slot, hidden, repeats=self.backbone.config.num_blocks)
+        self._renew(memory, hidden, self.first_rank(), torch.full_like(memory.born, memory.version + 1))
 
     def _publish_grown(
         self, memories: tuple[Memory, ...], hidden: tuple[Tensor, ...], forgotten: tuple[Tensor, ...]

@@ -63,7 +63,7 @@ class Loader:
     def _project_own_pool(self) -> Buffers:
         """What every tenant begins with, ready to be copied."""
         hidden = self.source.own_pool.hidden
-        self.arena.fill(0, *self.backbone.project(hidden))
+        self.arena.project(0, hidden)
         buffers = self.buffers()
         for host, part in zip(buffers.parts, self.arena.pools.parts(0), strict=True):
             host.copy_(part)
