@@ -21,7 +21,7 @@ _FEW = 10
 
 @dataclass(frozen=True, eq=False)
 class Leaving:
-    """A pool that is copied to the host while another takes its slot."""
+    """A pool that is copied to the host while another takes its slot; if there is memory for it, see ``Seat``."""
 
     memory: Memory
     seat: Seat
@@ -105,7 +105,12 @@ class Loader:
         return [(device[layer], host[layer]) for layer in layers for device, host in both]
 
     def _out(self, leaving: Leaving) -> list[tuple[Tensor, Tensor]]:
-        memory, buffers = leaving.memory, leaving.seat.buffers
+        memory = leaving.memory
+        try:
+            buffers = leaving.seat.buffers
+        except (RuntimeError, MemoryError):
+            # it is not kept then, which is no reason to fail the one that comes
+            return []
         assert memory.tail is not None
         pairs = [(host, device) for device, host in self._pairs(memory.slot, buffers)]
         return [*pairs, (buffers.tail, memory.tail)]

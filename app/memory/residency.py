@@ -330,12 +330,15 @@ class Residency(Source):
         return leaving
 
     def _left(self, leaving: Leaving, *, kept: bool) -> None:
-        """The copy is made; it is kept unless somebody has renewed the memory meanwhile."""
+        """The copy is made, if there was room; it is kept unless somebody has renewed the memory meanwhile."""
         memory = leaving.memory
         if self._leaving.get(memory.tenant) is leaving:
             del self._leaving[memory.tenant]
         else:
             kept = False
+        if leaving.seat.lacking is not None:
+            self.warm.lose(leaving.seat)
+            return
         self.traffic.moved["out"] += self.warm.each
         if kept:
             self.warm.put(
