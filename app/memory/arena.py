@@ -37,7 +37,8 @@ class View:
 class Memory:
     """A resident tenant: its pool's ``slot``, newest version and tail, and the views that are being read.
 
-    ``tail`` [L, K, d] is the newest block's hidden states, None while the memory is not initialised.
+    ``tail`` [L, K, d] is the newest block's hidden states, the slot's own in ``Arena.tails``; None while the memory is
+    not initialised.
     ``born`` int32 [L or 1, N] is the version that wrote each rank. ``pins`` counts who needs it to stay.
     ``created`` and ``lineage`` are the manifest's; with the version they name one content. ``owed``: it was brought
     for a request that has not begun.
@@ -68,7 +69,10 @@ class Memory:
 
 
 class Arena:
-    """Owns the device memory for pools. Lowest free index first, so that running pools lie side by side."""
+    """Owns the device memory for pools. Lowest free index first, so that running pools lie side by side.
+
+    ``tails`` [slots, L, K, d] are the hidden states of the newest block of each slot's memory.
+    """
 
     def __init__(self, backbone: Backbone, slots: int, hot: int) -> None:
         self.backbone = backbone
@@ -80,6 +84,10 @@ class Arena:
             scale = torch.cat([key_scale(key) for _, key, _ in layers])
         self.pools = Pools.allocate(
             backbone.config, slots, hot, backbone.dtype, backbone.device, self.form, scale
+        )
+        c = backbone.config
+        self.tails = torch.empty(
+            (slots, c.num_layers, c.num_tokens, c.hidden_size), dtype=backbone.dtype, device=backbone.device
         )
         self.slots = slots
         self._free_slots = list(range(slots))
@@ -127,7 +135,7 @@ class Arena:
     def wipe(self, slots: list[int], copies: list[int]) -> None:
         """Overwrites them. Safe beside other steps."""
         for slot in slots:
-            for part in self.pools.parts(slot):
+            for part in (*self.pools.parts(slot), self.tails[slot]):
                 part.zero_()
         for hot in copies:
             for part in self.pools.copy_parts(hot):
@@ -303,7 +311,7 @@ class Arena:
             self._cool(old)
         memory.version += 1
         memory.view, memory.born = View(memory.version, rank, used=old.used), born
-        memory.tail = hidden.to(self.backbone.device, self.backbone.dtype)
+        memory.tail = self.tails[memory.slot].copy_(hidden)
 
     def _write(self, pools: list[int], hidden: tuple[Tensor, ...], slots: Tensor) -> None:
         """Projects a block [L, K, d] each into ``slots`` [B, L, K] of ``pools``."""

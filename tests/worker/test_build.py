@@ -96,12 +96,12 @@ def test_updates_at_work_take_no_more_than_was_counted(plain: Backbone) -> None:
 
 
 def test_the_arena_takes_what_was_counted(plain: Backbone) -> None:
-    pools = Arena(plain, 3, 2).pools
-    tail = 4 * plain.config.num_layers * plain.config.num_tokens * plain.config.hidden_size
+    arena = Arena(plain, 3, 2)
+    pools = arena.pools
     assert pools.hot_key is not None
     assert pools.bias is not None
     taken = pools.key.nbytes + pools.value.nbytes + pools.hot_key.nbytes + pools.bias.nbytes
-    assert taken == used(plain, 3, 2) - 3 * tail
+    assert taken + arena.tails.nbytes == used(plain, 3, 2)
 
 
 def test_a_budget_below_one_pool_is_refused(plain: Backbone) -> None:
