@@ -185,10 +185,11 @@ def test_threads_have_buffers_only_while_they_bring() -> None:
     for number in range(6):
         elsewhere(partial(bring, number))
     assert len(streams.pinned_buffers) == 2, "a set for each thread"
-    # one that has to wait for nobody has its own
-    elsewhere(lambda: bring(6, lambda: elsewhere(lambda: bring(7))))
+    # two at once have their own, also where one of them has had some before
+    bring(6)
+    bring(7, lambda: elsewhere(lambda: bring(8)))
     assert len(streams.pinned_buffers) == 4
-    assert found == [float(n) for n in (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 7, 7, 6, 6)]
+    assert found == [float(n) for n in (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 8, 8, 7, 7)]
 
 
 def test_pinned_memory_costs_a_power_of_two() -> None:
