@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,13 +12,17 @@ import torch
 from app.memory.arena import Arena
 from app.model.backbone import Backbone
 from app.model.pools import PoolForm
+from app.model.torch_operations import TorchOperations
 from app.settings import Settings
 from app.worker.budget import (
     CannotStart,
     beside_others,
     by_running,
     cache_rows,
+    load_bytes,
+    reserve,
     share_out,
+    unbuilt,
     update_bytes,
     updates_at_once,
 )
@@ -59,8 +64,10 @@ def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
     budget = share_out(plain, settings.model_copy(update={"max_running": 8}), free, alone=True)
     assert budget.updates == 8
     taken = used(plain, budget.slots, budget.hot) + 8 * update_bytes(plain)
-    assert budget.slots == 4096 or free - 2**30 - taken < 2 * Arena.bytes_per_pool(plain) + 1000 * 768
-    assert taken <= free - 2**30
+    left = free - reserve(plain, settings, free)
+    assert left < free - 2**30
+    assert budget.slots == 4096 or left - taken < 2 * Arena.bytes_per_pool(plain) + 1000 * 768
+    assert taken <= left
     half = share_out(plain, settings, free, alone=False)
     assert used(plain, half.slots, half.hot) <= free // 4
     assert half.updates == settings.max_running
@@ -69,8 +76,8 @@ def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
 @pytest.mark.parametrize(("eight_bit", "tenants"), [(False, 56), (True, 100)])
 def test_tenants_of_the_8b_shape_on_an_h200(eight_bit: bool, tenants: int) -> None:
     config = SimpleNamespace(
-        num_layers=32, num_kv_heads=8, pool_slots=51 * 256, head_dim=128, num_tokens=256, hidden_size=4096,
-        max_context=512,
+        num_layers=32, num_kv_heads=8, pool_size=50 * 256, pool_slots=51 * 256, head_dim=128, num_tokens=256,
+        hidden_size=4096, max_context=512, vocab_size=128_256,
     )  # fmt: skip
     form = PoolForm(copies=not eight_bit, eight_bit=eight_bit)
     shape = SimpleNamespace(config=config, dtype=torch.bfloat16, operations=SimpleNamespace(form=form))
@@ -81,6 +88,45 @@ def test_tenants_of_the_8b_shape_on_an_h200(eight_bit: bool, tenants: int) -> No
     assert budget.hot >= 8
     # 64 MiB of block and 97 of keys and values each
     assert budget.updates == 12
+
+
+def test_what_is_left_alone_has_room_for_logits_and_loads(plain: Backbone) -> None:
+    config, settings = plain.config, Settings(step_tokens=512, max_running=64)
+    before = reserve(plain, settings, 0)
+    assert before > 2**30
+    for changed, rows in (({"step_tokens": 2048}, 1536), ({"max_running": 600}, 88)):
+        more = reserve(plain, settings.model_copy(update=changed), 0) - before
+        assert more == rows * config.vocab_size * 4
+    assert reserve(plain, settings, 64 * 2**30) - before == 2**30
+    hidden = 2 * config.pool_size * config.hidden_size * 4
+    assert load_bytes(plain) == hidden
+    assert before == 2**30 + 512 * config.vocab_size * 4 + 3 * hidden
+    coarse = load_backbone("plain", operations=partial(TorchOperations, eight_bit=True))[0]
+    vectors = config.num_kv_heads * config.pool_size * config.head_dim
+    # K and V in float32, both in eight bits, one of them once more
+    assert load_bytes(coarse) - hidden == vectors * (8 + 2 + 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "lacking"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)  # fmt: skip
+def test_lacking_memory_is_told_with_the_settings_that_take_it(
+    error: RuntimeError | MemoryError, lacking: bool
+) -> None:
+    told = unbuilt(error)
+    assert (told is not None) == lacking
+    if told is not None:
+        assert "lower --resident-bytes" in told
+        assert "\n" not in told
+        assert "More" not in told
 
 
 def test_updates_at_work_take_no_more_than_was_counted(plain: Backbone) -> None:
