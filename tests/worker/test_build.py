@@ -58,9 +58,9 @@ def test_a_gpu_has_copies_for_what_runs(plain: Backbone, pools: float) -> None:
     assert slots >= 1.1 * pools - 2
 
 
-def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
+@pytest.mark.parametrize("free", [2**30 + 2**26, 3 * 2**30])
+def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone, free: int) -> None:
     settings = Settings(max_sequence=100, context_tokens=1000)
-    free = 3 * 2**30
     budget = share_out(plain, settings.model_copy(update={"max_running": 8}), free, alone=True)
     assert budget.updates == 8
     taken = used(plain, budget.slots, budget.hot) + 8 * update_bytes(plain)
