@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.errors import ServiceError
 from app.memory.arena import Arena, Memory
-from app.memory.lanes import Lanes
+from app.memory.lanes import Lanes, Mark
 from app.memory.loader import Leaving, Loaded, Loader
 from app.memory.source import Source
 from app.memory.traffic import Traffic
@@ -297,6 +297,18 @@ class Residency(Source):
         self.sent += 1
         self._submit(work, done)
         return True
+
+    # ------------------------------------------------------------ blocks for the store
+
+    def issued(self) -> Mark:
+        """All that the device was given so far, for ``fetch``."""
+        return self._lanes.mark()
+
+    def fetch(self, block: Tensor, after: Mark) -> Tensor:
+        """A block that was whole at ``after``, on the host: copied beside the steps that go on. For background
+        threads; whoever calls keeps the block until it returns."""
+        with self._lanes.apart(after):
+            return block.cpu()
 
     # ------------------------------------------------------------ going
 

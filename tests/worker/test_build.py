@@ -70,7 +70,7 @@ def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone, free: int) -
     assert taken <= left
     half = share_out(plain, settings, free, alone=False)
     assert used(plain, half.slots, half.hot) <= free // 4
-    assert half.updates == settings.max_running
+    assert half.updates == updates_at_once(plain, settings, free)
 
 
 @pytest.mark.parametrize(("eight_bit", "tenants"), [(False, 56), (True, 100)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from app.errors import ServiceError
 from app.memory.arena import Arena
+from app.memory.lanes import HostLanes, Mark
 from app.memory.warm import Buffers
 from app.messages import EraseTenant, Failed, Finished, Updated
 from app.model.backbone import Backbone
@@ -379,3 +382,47 @@ def test_without_host_memory_the_one_that_leaves_is_not_kept_and_the_other_comes
     for _ in range(2):
         assert [harness.generate(name, PROMPT) for name in names[1:]] == first[1:]
     assert (residency.traffic.loads["warm"] > 0) == bool(had)
+
+
+def test_a_block_goes_to_the_host_beside_the_steps(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the steps' own stream the copy would hold up everybody who decodes."""
+
+    class Noting(HostLanes):
+        now: object = None
+        marks = 0
+
+        def mark(self) -> Mark:
+            self.marks += 1
+            return self.marks
+
+        @contextmanager
+        def apart(self, after: Mark) -> Generator[None]:
+            self.now = after
+            try:
+                yield
+            finally:
+                self.now = None
+
+    h = Harness(backbone, slots=1)
+    h.update("ada", text(1))
+    residency, lanes = h.engine.residency, Noting(backbone.dtype)
+    monkeypatch.setattr(residency, "_lanes", lanes)
+    copied: list[object] = []
+    bring = Tensor.cpu
+
+    def noted(tensor: Tensor) -> Tensor:
+        copied.append(lanes.now)
+        return bring(tensor)
+
+    h.begin_update("ada", text(2))
+    for _ in range(10):
+        if not h.inline.waiting:
+            h.engine.step()
+    assert lanes.marks == 1, "taken where the steps are issued, when the block is whole"
+    monkeypatch.setattr(Tensor, "cpu", noted)
+    h.run()
+    # what is encoded lies on the host by then
+    assert copied[0] == 1
+    assert h.update("ada", text(3)).memory_version == 3
