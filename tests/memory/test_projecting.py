@@ -15,7 +15,8 @@ from app.memory.source import Source
 from app.model import pools as pooling
 from app.model.backbone import Backbone
 from app.model.torch_operations import TorchOperations
-from kernels.quantise import key_scale, quantise_key, quantise_value
+from kernels.quantise import dequantise_key, key_scale, quantise_key, quantise_value
+from kernels.rotate import rotate_pool
 from tests.fakes import MemoryStore
 from tests.harness import load_backbone
 
@@ -103,3 +104,26 @@ def test_a_first_block_fills_all_ranks() -> None:
     for found, once in zip(arena.pools._parts(1), backbone.project(block), strict=True):
         assert torch.equal(found[:, :, : config.pool_size], once.repeat(1, 1, config.num_blocks, 1))
         assert not found[:, :, config.pool_size :].any()
+
+
+def test_a_copy_of_eight_bits_is_unpacked_a_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = eight_bit(torch.bfloat16)
+    arena, config, rope = Arena(backbone, 2, 2), backbone.config, backbone.rope
+    pools = arena.pools
+    rank = arena.project(1, pool_of(backbone, config.pool_size))
+    key, value = pools.whole(1, torch.bfloat16)
+    unpacked: list[int] = []
+
+    def noted(steps: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        unpacked.append(steps.shape[0])
+        return dequantise_key(steps, scale, dtype)
+
+    monkeypatch.setattr(pooling, "dequantise_key", noted)
+    arena.build_hot(1, rank, 1)
+    assert unpacked == [1] * config.num_layers
+    expected = torch.empty_like(key)
+    rotate_pool(key, rank, rope.cos, rope.sin, config.first_rank_position, expected)
+    assert pools.hot_key is not None
+    assert pools.hot_value is not None
+    assert torch.equal(pools.hot_key[:, 1], expected)
+    assert torch.equal(pools.hot_value[:, 1], value)
