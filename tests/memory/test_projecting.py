@@ -15,7 +15,7 @@ from app.memory.source import Source
 from app.model import pools as pooling
 from app.model.backbone import Backbone
 from app.model.torch_operations import TorchOperations
-from kernels.quantise import dequantise_key, key_scale, quantise_key, quantise_value
+from kernels.quantise import dequantise_key, dequantise_value, key_scale, quantise_key, quantise_value
 from kernels.rotate import rotate_pool
 from tests.fakes import MemoryStore
 from tests.harness import load_backbone
@@ -111,7 +111,10 @@ def test_a_copy_of_eight_bits_is_unpacked_a_layer_at_a_time(monkeypatch: pytest.
     arena, config, rope = Arena(backbone, 2, 2), backbone.config, backbone.rope
     pools = arena.pools
     rank = arena.project(1, pool_of(backbone, config.pool_size))
-    key, value = pools.whole(1, torch.bfloat16)
+    assert pools.key_scale is not None
+    assert pools.value_scale is not None
+    key = dequantise_key(pools.key[:, 1], pools.key_scale, torch.bfloat16)
+    value = dequantise_value(pools.value[:, 1], pools.value_scale[:, 1], torch.bfloat16)
     unpacked: list[int] = []
 
     def noted(steps: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
