@@ -18,6 +18,8 @@ _LOG2_E = math.log2(math.e)
 MANY_ROWS = 64
 """Query rows from which on a long pool is read by heads, see ``_many_rows``."""
 _BLOCK_ROWS = 192
+_MOST_SCORES = 2**24
+"""Scores in float32 that exist at once where torch writes them out, on a device that is no CPU: 64 MiB of them."""
 
 
 def partial_attention(
@@ -39,11 +41,24 @@ def partial_attention(
             query, key, value, 0.0, False, attn_mask=bias
         )
         return output, normaliser
-    scores = (query.float() @ key.float().transpose(-1, -2)) * query.shape[-1] ** -0.5
-    if bias is not None:
-        scores = scores + bias
-    normaliser = scores.logsumexp(dim=-1)
-    output = ((scores - normaliser[..., None]).exp() @ value.float()).to(query.dtype)
+    return _written_out(query, key, value, bias)
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``partial_attention`` by plain products, a block of query rows at a time: all scores of a prompt over a pool
+    would be gigabytes."""
+    batch, kv_heads, rows, head_dim = query.shape
+    keys, values = key.float().transpose(-1, -2), value.float()
+    output, normaliser = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
+    each = max(1, _MOST_SCORES // (batch * kv_heads * key.shape[2]))
+    for start in range(0, rows, each):
+        block = slice(start, start + each)
+        scores = (query[:, :, block].float() @ keys).mul_(head_dim**-0.5)
+        if bias is not None:
+            scores += bias if bias.shape[-2] == 1 else bias[..., block, :]
+        norm = scores.logsumexp(dim=-1)
+        output[:, :, block] = scores.sub_(norm[..., None]).exp_() @ values
+        normaliser[:, :, block] = norm
     return output, normaliser
 
 

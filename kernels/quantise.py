@@ -22,15 +22,17 @@ def key_scale(sample: Tensor) -> Tensor:
 
 def quantise_key(key: Tensor, scale: Tensor) -> Tensor:
     """K [..., T, d_head] -> int8 of the same shape; ``scale`` [..., d_head]. NaN becomes 0."""
-    steps = (key.float() / scale[..., None, :]).round_().nan_to_num_(0.0)
+    steps = (key / scale[..., None, :]).round_().nan_to_num_(0.0)
     return steps.clamp_(-_MOST, _MOST).to(torch.int8)
 
 
 def quantise_value(value: Tensor) -> tuple[Tensor, Tensor]:
     """V [..., T, d_head] -> int8 of the same shape, and each token's scale, float32 [..., T]."""
-    wide = value.float().nan_to_num(0.0, 0.0, 0.0)
-    scale = (wide.abs().amax(dim=-1) / _MOST).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (wide / scale[..., None]).round_().to(torch.int8), scale
+    # one float32 copy and no more: of a layer of a pool that is tens of megabytes already
+    wide = value.to(torch.float32, copy=True).nan_to_num_(0.0, 0.0, 0.0)
+    largest = torch.maximum(wide.amax(dim=-1), -wide.amin(dim=-1))
+    scale = (largest / _MOST).clamp_(min=torch.finfo(torch.float32).tiny)
+    return wide.div_(scale[..., None]).round_().to(torch.int8), scale
 
 
 def dequantise_key(key: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

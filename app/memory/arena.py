@@ -37,7 +37,8 @@ class View:
 class Memory:
     """A resident tenant: its pool's ``slot``, newest version and tail, and the views that are being read.
 
-    ``tail`` [L, K, d] is the newest block's hidden states, None while the memory is not initialised.
+    ``tail`` [L, K, d] is the newest block's hidden states, the slot's own in ``Arena.tails``; None while the memory is
+    not initialised.
     ``born`` int32 [L or 1, N] is the version that wrote each rank. ``pins`` counts who needs it to stay.
     ``created`` and ``lineage`` are the manifest's; with the version they name one content. ``owed``: it was brought
     for a request that has not begun.
@@ -68,15 +69,25 @@ class Memory:
 
 
 class Arena:
-    """Owns the device memory for pools. Lowest free index first, so that running pools lie side by side."""
+    """Owns the device memory for pools. Lowest free index first, so that running pools lie side by side.
+
+    ``tails`` [slots, L, K, d] are the hidden states of the newest block of each slot's memory.
+    """
 
     def __init__(self, backbone: Backbone, slots: int, hot: int) -> None:
         self.backbone = backbone
         self.form = backbone.operations.form
         # 8-bit keys need to know their channels' sizes, which the checkpoint's own pool shows
-        scale = key_scale(backbone.project(backbone.weights.memory)[0]) if self.form.eight_bit else None
+        scale = None
+        if self.form.eight_bit:
+            layers = backbone.project_by_layer(backbone.weights.memory)
+            scale = torch.cat([key_scale(key) for _, key, _ in layers])
         self.pools = Pools.allocate(
             backbone.config, slots, hot, backbone.dtype, backbone.device, self.form, scale
+        )
+        c = backbone.config
+        self.tails = torch.empty(
+            (slots, c.num_layers, c.num_tokens, c.hidden_size), dtype=backbone.dtype, device=backbone.device
         )
         self.slots = slots
         self._free_slots = list(range(slots))
@@ -124,7 +135,7 @@ class Arena:
     def wipe(self, slots: list[int], copies: list[int]) -> None:
         """Overwrites them. Safe beside other steps."""
         for slot in slots:
-            for part in self.pools.parts(slot):
+            for part in (*self.pools.parts(slot), self.tails[slot]):
                 part.zero_()
         for hot in copies:
             for part in self.pools.copy_parts(hot):
@@ -140,21 +151,29 @@ class Arena:
 
     # ------------------------------------------------------------ filling a slot
 
-    def fill(self, slot: int, key: Tensor, value: Tensor) -> Tensor:
-        """Puts a pool in rank order, K and V [L, H_kv, N, d_head], into ``slot``; returns its rank vector."""
-        self._open(slot)
-        self.pools.put(slot, slice(0, self.backbone.config.pool_size), key, value)
-        return self.first_rank()
+    def project(self, slot: int, hidden: Tensor, bring: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Puts the pool of hidden states [L, N, d] (on the host) into ``slot``; returns its rank vector.
 
-    def project(self, slot: int, hidden: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
-        """Puts the pool of hidden states [L, N, d] (on the host) into ``slot``; returns its rank vector."""
-        if self.form.eight_bit:
-            return self.fill(slot, *self.backbone.project(hidden, bring))
+        Beside the slot it takes the device memory of one layer. ``bring`` as in ``Backbone.write_memory``.
+        """
         self._open(slot)
+        if self.form.eight_bit:
+            self._put_by_layer(slot, hidden, bring)
+            return self.first_rank()
         ranks = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
         pools = self.pools
         self.backbone.write_memory(hidden, ranks, pools.key[:, slot], pools.value[:, slot], bring)
         return self.first_rank()
+
+    def _put_by_layer(
+        self, slot: int, hidden: Tensor, bring: Callable[[Tensor], Tensor] | None = None, repeats: int = 1
+    ) -> None:
+        """Projects hidden memory [L, T, d] and puts it into the first ``repeats`` * T ranks of an open slot."""
+        ranks = slice(0, repeats * hidden.shape[1])
+        for layer, key, value in self.backbone.project_by_layer(hidden, bring):
+            if repeats > 1:
+                key, value = (part.repeat(1, 1, repeats, 1) for part in (key, value))
+            self.pools.put(slot, ranks, key, value, layer)
 
     def _open(self, slot: int) -> None:
         """Readies a slot to be filled in rank order."""
@@ -265,10 +284,9 @@ class Arena:
             self._publish_grown(*zip(*grown, strict=True))
 
     def _fill_first(self, memory: Memory, hidden: Tensor) -> None:
-        key, value = self.backbone.project(hidden)
-        repeats = (1, 1, self.backbone.config.num_blocks, 1)
-        rank = self.fill(memory.slot, key.repeat(repeats), value.repeat(repeats))
-        self._renew(memory, hidden, rank, torch.full_like(memory.born, memory.version + 1))
+        self._open(memory.slot)
+        self._put_by_layer(memory.slot, hidden, repeats=self.backbone.config.num_blocks)
+        self._renew(memory, hidden, self.first_rank(), torch.full_like(memory.born, memory.version + 1))
 
     def _publish_grown(
         self, memories: tuple[Memory, ...], hidden: tuple[Tensor, ...], forgotten: tuple[Tensor, ...]
@@ -293,7 +311,7 @@ class Arena:
             self._cool(old)
         memory.version += 1
         memory.view, memory.born = View(memory.version, rank, used=old.used), born
-        memory.tail = hidden.to(self.backbone.device, self.backbone.dtype)
+        memory.tail = self.tails[memory.slot].copy_(hidden)
 
     def _write(self, pools: list[int], hidden: tuple[Tensor, ...], slots: Tensor) -> None:
         """Projects a block [L, K, d] each into ``slots`` [B, L, K] of ``pools``."""

@@ -9,6 +9,7 @@ On a CPU all of this is a plain copy.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
@@ -35,6 +36,10 @@ class Lanes(Protocol):
         """Host memory that the device copies from and to at full speed. Slow to get: keep it."""
         ...
 
+    def host_bytes(self, size: int) -> int:
+        """What ``host`` takes for a tensor of ``size`` bytes."""
+        ...
+
     def exchange(self, after: Mark, out: Copies, back: Copies) -> None:
         """Copies ``out`` to the host and ``back`` to the device, both ways at once.
 
@@ -48,15 +53,8 @@ class Lanes(Protocol):
         ...
 
     def bring(self, rows: Tensor) -> Tensor:
-        """``rows`` [T, d] in host memory -> on the device, in the model's dtype. Inside ``apart``."""
-        ...
-
-    def room(self, like: Tensor) -> Tensor:
-        """Device memory for ``exchange`` to copy to, for later steps to read."""
-        ...
-
-    def lend(self, tensor: Tensor) -> Tensor:
-        """Returns a tensor made inside ``apart`` that later steps read: its memory stays until they have."""
+        """``rows`` [T, d] in host memory -> on the device, in the model's dtype. Inside ``apart``, which leaves nothing
+        of it in host memory; later steps must not read it."""
         ...
 
 
@@ -72,6 +70,9 @@ class HostLanes:
     def host(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
+    def host_bytes(self, size: int) -> int:
+        return size
+
     def exchange(self, after: Mark, out: Copies, back: Copies) -> None:
         for leaving, coming in zip_longest(out, back):
             for pair in (leaving, coming):
@@ -84,12 +85,6 @@ class HostLanes:
 
     def bring(self, rows: Tensor) -> Tensor:
         return rows.to(self._dtype)
-
-    def room(self, like: Tensor) -> Tensor:
-        return torch.empty_like(like)
-
-    def lend(self, tensor: Tensor) -> Tensor:
-        return tensor
 
 
 class Streams(Protocol):
@@ -119,23 +114,37 @@ class Streams(Protocol):
 
     def pinned(self, shape: torch.Size, dtype: torch.dtype) -> Tensor: ...
 
+    def pinned_bytes(self, size: int) -> int:
+        """What ``pinned`` takes for a tensor of ``size`` bytes."""
+        ...
+
     def room(self, rows: Tensor) -> Tensor:
         """Device memory for ``rows``, in its dtype."""
         ...
 
-    def lend(self, tensor: Tensor, stream: Any) -> None:
-        """``stream`` reads the tensor too: its memory is not reused before that has ended."""
-        ...
 
+class _Staging:
+    """Two pinned buffers, which take turns."""
 
-class _Local(threading.local):
-    """A background thread's stream and its two pinned buffers, which take turns."""
-
-    def __init__(self, new: Callable[[], Any]) -> None:
-        self.stream = new()
+    def __init__(self) -> None:
         self.buffers: list[Tensor | None] = [None, None]
         self.busy: list[Mark] = [None, None]
         self.turn = 0
+
+    def wipe(self) -> None:
+        """Overwrites what was brought through them. Nothing may be on its way."""
+        for buffer in self.buffers:
+            if buffer is not None:
+                buffer.zero_()
+        self.busy = [None, None]
+
+
+class _Local(threading.local):
+    """A background thread's stream, and the staging that it has borrowed."""
+
+    def __init__(self, new: Callable[[], Any]) -> None:
+        self.stream = new()
+        self.staging: _Staging | None = None
 
 
 class StreamLanes:
@@ -143,15 +152,19 @@ class StreamLanes:
 
     def __init__(self, streams: Streams, dtype: torch.dtype) -> None:
         self._streams, self._dtype = streams, dtype
-        self._steps = streams.current()
         self._out, self._back = streams.new(), streams.new()
         self._local = _Local(streams.new)
+        # as many as have ever brought something at once, not one for each thread
+        self._spare: deque[_Staging] = deque()
 
     def mark(self) -> Mark:
         return self._streams.record(self._streams.current())
 
     def host(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return self._streams.pinned(shape, dtype)
+
+    def host_bytes(self, size: int) -> int:
+        return self._streams.pinned_bytes(size)
 
     def exchange(self, after: Mark, out: Copies, back: Copies) -> None:
         streams = self._streams
@@ -173,36 +186,42 @@ class StreamLanes:
 
     @contextmanager
     def apart(self, after: Mark) -> Generator[None]:
-        streams, stream = self._streams, self._local.stream
-        streams.wait(stream, after)
+        streams, local = self._streams, self._local
+        streams.wait(local.stream, after)
         try:
-            with streams.using(stream):
+            with streams.using(local.stream):
                 yield
         finally:
-            streams.finish(streams.record(stream))
+            streams.finish(streams.record(local.stream))
+            staging, local.staging = local.staging, None
+            if staging is not None:
+                staging.wipe()
+                self._spare.append(staging)
+
+    def _staging(self) -> _Staging:
+        """What the thread has borrowed until it leaves ``apart``."""
+        local = self._local
+        if local.staging is None:
+            try:
+                local.staging = self._spare.pop()
+            except IndexError:
+                local.staging = _Staging()
+        return local.staging
 
     def bring(self, rows: Tensor) -> Tensor:
-        local, turn = self._local, self._local.turn
-        local.turn = 1 - turn
-        if local.busy[turn] is not None:
-            self._streams.finish(local.busy[turn])
-        buffer = local.buffers[turn]
+        staging = self._staging()
+        turn = staging.turn
+        staging.turn = 1 - turn
+        if staging.busy[turn] is not None:
+            self._streams.finish(staging.busy[turn])
+        buffer = staging.buffers[turn]
         if buffer is None or buffer.shape != rows.shape:
-            buffer = local.buffers[turn] = self._streams.pinned(rows.shape, self._dtype)
+            buffer = staging.buffers[turn] = self._streams.pinned(rows.shape, self._dtype)
         buffer.copy_(rows)
         target = self._streams.room(buffer)
         self._streams.copy(target, buffer)
-        local.busy[turn] = self._streams.record(local.stream)
+        staging.busy[turn] = self._streams.record(self._local.stream)
         return target
-
-    def room(self, like: Tensor) -> Tensor:
-        # memory of the steps' stream could still be in use by what they did before
-        with self._streams.using(self._back):
-            return self.lend(self._streams.room(like))
-
-    def lend(self, tensor: Tensor) -> Tensor:
-        self._streams.lend(tensor, self._steps)
-        return tensor
 
 
 class CudaStreams:
@@ -235,11 +254,12 @@ class CudaStreams:
     def pinned(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
+    def pinned_bytes(self, size: int) -> int:
+        # torch rounds each tensor up to the next power of two, to use its memory again for others
+        return 1 << (size - 1).bit_length() if size else 0
+
     def room(self, rows: Tensor) -> Tensor:
         return torch.empty(rows.shape, dtype=rows.dtype, device=self._device)
-
-    def lend(self, tensor: Tensor, stream: torch.cuda.Stream) -> None:
-        tensor.record_stream(stream)
 
 
 def lanes_of(device: torch.device, dtype: torch.dtype) -> Lanes:

@@ -21,7 +21,7 @@ _FEW = 10
 
 @dataclass(frozen=True, eq=False)
 class Leaving:
-    """A pool that is copied to the host while another takes its slot."""
+    """A pool that is copied to the host while another takes its slot; if there is memory for it, see ``Seat``."""
 
     memory: Memory
     seat: Seat
@@ -50,20 +50,22 @@ class Loader:
 
     @property
     def bytes_per_copy(self) -> int:
-        """Host bytes of one warm copy."""
-        return Arena.bytes_per_pool(self.backbone)
+        """Host bytes of one warm copy, as they are really taken."""
+        return sum(self.lanes.host_bytes(part.nbytes) for part in self._kept(0))
 
     def buffers(self) -> Buffers:
         """Host memory for one copy."""
-        config, host = self.backbone.config, self.lanes.host
-        tail = torch.Size((config.num_layers, config.num_tokens, config.hidden_size))
-        parts = self.arena.pools.parts(0)
-        return Buffers(tuple(host(p.shape, p.dtype) for p in parts), host(tail, self.backbone.dtype))
+        *parts, tail = (self.lanes.host(part.shape, part.dtype) for part in self._kept(0))
+        return Buffers(tuple(parts), tail)
+
+    def _kept(self, slot: int) -> list[Tensor]:
+        """What a copy keeps of a slot, the tail last."""
+        return [*self.arena.pools.parts(slot), self.arena.tails[slot]]
 
     def _project_own_pool(self) -> Buffers:
         """What every tenant begins with, ready to be copied."""
         hidden = self.source.own_pool.hidden
-        self.arena.fill(0, *self.backbone.project(hidden))
+        self.arena.project(0, hidden)
         buffers = self.buffers()
         for host, part in zip(buffers.parts, self.arena.pools.parts(0), strict=True):
             host.copy_(part)
@@ -93,7 +95,7 @@ class Loader:
             # first, because requests for the one that leaves wait for its copy
             self.lanes.exchange(after, out, [])
             return self._regrown(manifest, slot, after) or self._from_store(manifest, slot, after)
-        tail = self.lanes.room(buffers.tail)
+        tail = self.arena.tails[slot]
         back = [*self._pairs(slot, buffers), (tail, buffers.tail)]
         self.lanes.exchange(after, out, back)
         return Loaded(self._memory(manifest, slot, rank, born, tail), tier, sum(t.nbytes for t, _ in back))
@@ -105,7 +107,12 @@ class Loader:
         return [(device[layer], host[layer]) for layer in layers for device, host in both]
 
     def _out(self, leaving: Leaving) -> list[tuple[Tensor, Tensor]]:
-        memory, buffers = leaving.memory, leaving.seat.buffers
+        memory = leaving.memory
+        try:
+            buffers = leaving.seat.buffers
+        except (RuntimeError, MemoryError):
+            # it is not kept then, which is no reason to fail the one that comes
+            return []
         assert memory.tail is not None
         pairs = [(host, device) for device, host in self._pairs(memory.slot, buffers)]
         return [*pairs, (buffers.tail, memory.tail)]
@@ -143,8 +150,6 @@ class Loader:
         with self.lanes.apart(after):
             for block in blocks:
                 self.arena.publish(memory, block.hidden, block.forgotten)
-            assert memory.tail is not None
-            memory.tail = self.lanes.lend(memory.tail)
         assert memory.version == manifest.version
         return Loaded(memory, "cold", sum(target.nbytes for target, _ in pairs))
 
@@ -156,8 +161,7 @@ class Loader:
         manifest, pool = self.source.settled_pool(manifest)
         with self.lanes.apart(after):
             rank = self.arena.project(slot, pool.hidden, self.lanes.bring)
-            newest = pool.hidden[:, -config.num_tokens :]
-            tail = self.lanes.lend(newest.to(self.backbone.device, self.backbone.dtype, copy=True))
+            tail = self.arena.tails[slot].copy_(pool.hidden[:, -config.num_tokens :])
         moved = config.num_layers * config.pool_size * config.hidden_size * self.backbone.dtype.itemsize
         return Loaded(self._memory(manifest, slot, rank, pool.born, tail), "cold", moved)
 

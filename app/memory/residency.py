@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.errors import ServiceError
 from app.memory.arena import Arena, Memory
-from app.memory.lanes import Lanes
+from app.memory.lanes import Lanes, Mark
 from app.memory.loader import Leaving, Loaded, Loader
 from app.memory.source import Source
 from app.memory.traffic import Traffic
@@ -298,6 +298,18 @@ class Residency(Source):
         self._submit(work, done)
         return True
 
+    # ------------------------------------------------------------ blocks for the store
+
+    def issued(self) -> Mark:
+        """All that the device was given so far, for ``fetch``."""
+        return self._lanes.mark()
+
+    def fetch(self, block: Tensor, after: Mark) -> Tensor:
+        """A block that was whole at ``after``, on the host: copied beside the steps that go on. For background
+        threads; whoever calls keeps the block until it returns."""
+        with self._lanes.apart(after):
+            return block.cpu()
+
     # ------------------------------------------------------------ going
 
     def _victim(self) -> Memory | None:
@@ -330,12 +342,15 @@ class Residency(Source):
         return leaving
 
     def _left(self, leaving: Leaving, *, kept: bool) -> None:
-        """The copy is made; it is kept unless somebody has renewed the memory meanwhile."""
+        """The copy is made, if there was room; it is kept unless somebody has renewed the memory meanwhile."""
         memory = leaving.memory
         if self._leaving.get(memory.tenant) is leaving:
             del self._leaving[memory.tenant]
         else:
             kept = False
+        if leaving.seat.lacking is not None:
+            self.warm.lose(leaving.seat)
+            return
         self.traffic.moved["out"] += self.warm.each
         if kept:
             self.warm.put(

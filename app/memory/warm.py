@@ -11,7 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import structlog
 from torch import Tensor
+
+log = structlog.get_logger("worker")
 
 
 @dataclass(eq=False)
@@ -23,11 +26,15 @@ class Buffers:
 
 
 class Seat:
-    """Room for one copy; the memory itself is got when it is first filled, in the thread that fills it."""
+    """Room for one copy; the memory itself is got when it is first filled, in the thread that fills it.
+
+    ``lacking`` says why it was not to be had, if so.
+    """
 
     def __init__(self, make: Callable[[], Buffers]) -> None:
         self._make = make
         self._buffers: Buffers | None = None
+        self.lacking: str | None = None
 
     def wipe(self) -> None:
         """Overwrites what was copied here, if anything was."""
@@ -37,8 +44,13 @@ class Seat:
 
     @property
     def buffers(self) -> Buffers:
+        """Raises RuntimeError, as torch does, or MemoryError if the memory is not to be had."""
         if self._buffers is None:
-            self._buffers = self._make()
+            try:
+                self._buffers = self._make()
+            except (RuntimeError, MemoryError) as error:
+                self.lacking = str(error) or type(error).__name__
+                raise
         return self._buffers
 
 
@@ -64,6 +76,7 @@ class WarmTier:
         self.evictions = 0
         self._make = make
         self._unmade = budget // each
+        self._grows = True
         self._free: list[Seat] = []
         self._copies: OrderedDict[str, Warm] = OrderedDict()
         self._held: dict[str, Warm] = {}
@@ -124,6 +137,13 @@ class WarmTier:
     def give(self, seat: Seat) -> None:
         """Takes back a seat whose copy nobody wants."""
         self._free.append(seat)
+
+    def lose(self, seat: Seat) -> None:
+        """Takes back a seat whose memory was not to be had. The tier grows no more: the next would fare no better."""
+        self._unmade = 0
+        if self._grows:
+            self._grows = False
+            log.warning("no host memory for more warm copies", copies=len(self._copies), error=seat.lacking)
 
     def take_free(self) -> list[Seat]:
         """Takes the free seats out of use, to be wiped and given back: somebody's memory may be in them."""

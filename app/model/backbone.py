@@ -5,7 +5,7 @@ Linear layers run once over all rows; attention goes to each row's own pool and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -89,17 +89,28 @@ class Backbone:
 
         ``bring`` takes a layer of hidden memory to the device, in the weights' dtype.
         """
-        first_key_row = self.config.num_heads * self.config.head_dim
-        for index, layer in enumerate(self.weights.layers):
-            self.operations.write(
-                bring(hidden[index]) if bring else hidden[index].to(self.device, self.dtype),
-                layer.input_norm,
-                layer.qkv.weight[first_key_row:],
-                None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],
-                slots[index],
-                key[index],
-                value[index],
-            )
+        for index in range(self.config.num_layers):
+            self._write_layer(index, hidden[index], slots[index], key[index], value[index], bring)
+
+    def _write_layer(
+        self,
+        index: int,
+        hidden: Tensor,
+        slots: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bring: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        layer, first_key_row = self.weights.layers[index], self.config.num_heads * self.config.head_dim
+        self.operations.write(
+            bring(hidden) if bring else hidden.to(self.device, self.dtype),
+            layer.input_norm,
+            layer.qkv.weight[first_key_row:],
+            None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],
+            slots,
+            key,
+            value,
+        )
 
     def write_blocks(
         self, hidden: Sequence[Tensor], pools: list[int], slots: Tensor, key: Tensor, value: Tensor
@@ -131,6 +142,19 @@ class Backbone:
         key, value = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
         self.write_memory(hidden, torch.arange(tokens).expand(layers, tokens), key, value, bring)
         return key, value
+
+    def project_by_layer(
+        self, hidden: Tensor, bring: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """As ``project``, of a pool that is not to be on the device whole: the layer, as a slice, and its K and V
+        [1, H_kv, T, d_head], which the next layer overwrites."""
+        c, tokens = self.config, hidden.shape[1]
+        shape = (1, c.num_kv_heads, tokens, c.head_dim)
+        key, value = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        slots = torch.arange(tokens)
+        for index in range(c.num_layers):
+            self._write_layer(index, hidden[index], slots, key[0], value[0], bring)
+            yield slice(index, index + 1), key, value
 
     def begin_update(self, tail: Tensor | None, length: int) -> SelfUpdate:
         """A self-update over a context of ``length`` tokens. ``tail`` [L, K, d], None if not initialised."""

@@ -16,6 +16,8 @@ from kernels.quantise import (
     quantise_value,
 )
 
+_ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class PoolForm:
@@ -136,22 +138,30 @@ class Pools:
         """Of each layer the values that readers of copies read: by copy if copies have their own, else by slot."""
         return [layer.unbind() for layer in (self.value if self.hot_value is None else self.hot_value)]
 
-    def put(self, slot: int, slots: Tensor | slice, key: Tensor, value: Tensor) -> None:
-        """Writes K, V [L, H_kv, T, d_head] to ``slots`` (int64 [L, T], or neighbours) of a pool, as it is kept."""
+    def put(self, slot: int, slots: Tensor | slice, key: Tensor, value: Tensor, layers: slice = _ALL) -> None:
+        """Writes K, V [L, H_kv, T, d_head] to ``slots`` (int64 [L, T], or neighbours) of a pool, as it is kept.
+
+        ``layers``: of these layers alone, which is then L; a whole 8-bit pool is put layer by layer, since what
+        becomes of it on the way takes several times its room.
+        """
         tensors = [key, value]
         if self.key_scale is not None:
-            tensors = [quantise_key(key, self.key_scale), *quantise_value(value)]
-        for part, tensor in zip(self._parts(slot), tensors, strict=True):
+            tensors = [quantise_key(key, self.key_scale[layers]), *quantise_value(value)]
+        for whole, tensor in zip(self._parts(slot), tensors, strict=True):
+            part = whole[layers]
             if isinstance(slots, slice):
                 part[:, :, slots] = tensor
                 continue
             for layer, at in enumerate(slots.to(part.device)):
                 part[layer][:, at] = tensor[layer]
 
-    def whole(self, slot: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """K (un-rotated) and V of one pool, [L, H_kv, N + K, d_head] in ``dtype``, whatever they are kept as."""
-        key, value = self.key[:, slot], self.value[:, slot]
+    def whole(self, slot: int, dtype: torch.dtype, layers: slice = _ALL) -> tuple[Tensor, Tensor]:
+        """K (un-rotated) and V of one pool, [L, H_kv, N + K, d_head] in ``dtype``, whatever they are kept as.
+
+        ``layers`` as in ``put``.
+        """
+        key, value = self.key[layers, slot], self.value[layers, slot]
         if self.key_scale is None or self.value_scale is None:
             return key, value
-        scale = self.value_scale[:, slot]
-        return dequantise_key(key, self.key_scale, dtype), dequantise_value(value, scale, dtype)
+        scale = self.value_scale[layers, slot]
+        return dequantise_key(key, self.key_scale[layers], dtype), dequantise_value(value, scale, dtype)

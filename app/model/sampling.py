@@ -16,6 +16,8 @@ from torch import Tensor
 # what goes wrong with one row would end the step, and with it the worker, for everybody.
 _LEAST_TEMPERATURE = 1e-6
 _MOST_LOGIT = 1e30
+_PIECE = 2**22
+"""Logits that are worked on at once. On the way from one to a choice there are about a dozen numbers for each."""
 
 
 @dataclass(eq=False)
@@ -105,8 +107,18 @@ def choose(logits: Tensor, samplers: list[Sampler]) -> Chosen:
     """One token a row of ``logits`` [rows, vocab]. Logprobs are of the model's own distribution."""
     if all(s.plain for s in samplers):
         return Chosen(logits.argmax(dim=-1).tolist())
-    raw = logits.float()
-    adjusted = penalise(raw, samplers)
+    rows = max(1, _PIECE // logits.shape[1])
+    pieces = [slice(start, start + rows) for start in range(0, len(samplers), rows)]
+    chosen: list[int] = torch.cat([_choose(logits[some], samplers[some]) for some in pieces]).tolist()
+    for sampler, token in zip(samplers, chosen, strict=True):
+        if sampler.seen is not None:
+            sampler.seen[token] = True
+    return Chosen(chosen, _likelihoods(logits, chosen, samplers, rows))
+
+
+def _choose(logits: Tensor, samplers: list[Sampler]) -> Tensor:
+    """int64 [rows]: the tokens."""
+    adjusted = penalise(logits.float(), samplers)
     tokens = adjusted.argmax(dim=-1)
     sampled = [i for i, s in enumerate(samplers) if s.temperature > 0]
     if sampled:
@@ -118,23 +130,22 @@ def choose(logits: Tensor, samplers: list[Sampler]) -> Chosen:
         place = torch.searchsorted(cumulative, threshold, right=True)
         last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
         tokens[sampled] = ids.gather(1, torch.minimum(place, last))[:, 0]
-    chosen: list[int] = tokens.tolist()
-    for sampler, token in zip(samplers, chosen, strict=True):
-        if sampler.seen is not None:
-            sampler.seen[token] = True
-    return Chosen(chosen, _likelihoods(raw, chosen, samplers))
+    return tokens
 
 
-def _likelihoods(raw: Tensor, tokens: list[int], samplers: list[Sampler]) -> dict[int, Likelihood]:
+def _likelihoods(
+    logits: Tensor, tokens: list[int], samplers: list[Sampler], at_once: int
+) -> dict[int, Likelihood]:
+    """By row, of those who want them; ``at_once`` rows are worked on together."""
     wanted = [i for i, s in enumerate(samplers) if s.logprobs is not None]
-    if not wanted:
-        return {}
-    logprobs = raw[wanted].log_softmax(dim=-1)
-    most = max(samplers[i].logprobs or 0 for i in wanted)
-    values, ids = logprobs.topk(most, dim=-1)
+    most = max((samplers[i].logprobs or 0 for i in wanted), default=0)
     found: dict[int, Likelihood] = {}
-    for row, index in enumerate(wanted):
-        count = samplers[index].logprobs or 0
-        top = list(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
-        found[index] = logprobs[row, tokens[index]].item(), top
+    for start in range(0, len(wanted), at_once):
+        some = wanted[start : start + at_once]
+        logprobs = logits[some].float().log_softmax(dim=-1)
+        values, ids = logprobs.topk(most, dim=-1)
+        for row, index in enumerate(some):
+            count = samplers[index].logprobs or 0
+            top = list(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
+            found[index] = logprobs[row, tokens[index]].item(), top
     return found

@@ -50,14 +50,18 @@ class TorchOperations:
     def make_readable(self, pools: Pools, slot: int, rank: Tensor, hot: int) -> None:
         assert pools.hot_key is not None
         assert pools.bias is not None
-        key, value = pools.whole(slot, self._dtype)
-        rope, first, copy = self._rope, self._config.first_rank_position, pools.hot_key[:, hot]
-        if self._angles is None:
-            rotate_pool(key, rank, rope.cos, rope.sin, first, copy)
-        else:
-            rotate_pool_by_channel(key.transpose(2, 3), rank, self._angles, first, copy)
-        if pools.hot_value is not None:
-            pools.hot_value[:, hot] = value
+        rope, first = self._rope, self._config.first_rank_position
+        # one by one: as floats, a whole pool of 8 bits would take several times its room
+        for layer in range(self._config.num_layers):
+            layers = slice(layer, layer + 1)
+            key, value = pools.whole(slot, self._dtype, layers)
+            ranks, copy = rank[layers], pools.hot_key[layers, hot]
+            if self._angles is None:
+                rotate_pool(key, ranks, rope.cos, rope.sin, first, copy)
+            else:
+                rotate_pool_by_channel(key.transpose(2, 3), ranks, self._angles, first, copy)
+            if pools.hot_value is not None:
+                pools.hot_value[layers, hot] = value
         hidden = torch.zeros(rank.shape, dtype=self._dtype).masked_fill_(rank < 0, -torch.inf)
         pools.bias[:, hot] = hidden.to(self._device)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from app.memory.arena import Arena
+from app.memory.residency import MOST_LOADS
 from app.model.backbone import Backbone
 from app.settings import Settings
 
@@ -17,7 +18,8 @@ _SPARE_COPIES = 8
 _MOST_SLOTS = 4096
 _MOST_ROWS = 131_072
 _GIB = 2**30
-_CGROUP = Path("/sys/fs/cgroup")
+# of a GPU's driver, of torch's allocators for pinned and for plain host memory
+_LACKING = re.compile(r"out of memory|(cannot|can't|not enough).* memory", re.IGNORECASE)
 
 
 class CannotStart(ValueError):
@@ -65,14 +67,40 @@ def share_out(backbone: Backbone, settings: Settings, free: int, *, alone: bool)
     if not alone:
         slots, hot = beside_others(backbone, settings.resident_bytes or free // 4)
         return Budget(slots, hot, rows, updates)
-    left = free - rows * row_bytes(backbone) - updates * update_bytes(backbone) - reserve(free)
+    left = free - rows * row_bytes(backbone) - updates * update_bytes(backbone)
+    left -= reserve(backbone, settings, free)
     slots, hot = by_running(backbone, settings.resident_bytes or left, settings.max_running)
     return Budget(slots, hot, rows, updates)
 
 
-def reserve(free: int) -> int:
-    """Bytes of a GPU that are left for a step's workspace, projections of loads and captured graphs."""
-    return max(_GIB, free // 32)
+def reserve(backbone: Backbone, settings: Settings, free: int) -> int:
+    """Bytes of a GPU that are left for a step's workspace and captured graphs, the logits of a step all of whose tokens
+    are scored, and as many loads as are under way at once."""
+    c, rows = backbone.config, max(settings.step_tokens, settings.max_running)
+    logits = rows * c.vocab_size * backbone.dtype.itemsize
+    return max(_GIB, free // 32) + logits + MOST_LOADS * load_bytes(backbone)
+
+
+def load_bytes(backbone: Backbone) -> int:
+    """Bytes that a load takes beside its slot: a layer of hidden states and their norm; of an 8-bit pool also the
+    layer's K and V as they are projected and in 8 bits, and one of them in float32."""
+    c, each = backbone.config, backbone.dtype.itemsize
+    hidden = 2 * c.pool_size * c.hidden_size * each
+    if not backbone.operations.form.eight_bit:
+        return hidden
+    return hidden + c.num_kv_heads * c.pool_size * c.head_dim * (2 * each + 2 + torch.float32.itemsize)
+
+
+def unbuilt(error: RuntimeError | MemoryError) -> str | None:
+    """What is told of an error while a worker is built if memory was lacking; None if it was something else."""
+    told = str(error).partition("\n")[0]
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not _LACKING.search(told):
+        return None
+    return (
+        "there is not enough memory for this model with these settings: lower --resident-bytes, --context-tokens, "
+        "--max-running or --step-tokens, or have smaller weights and pools by --dtype bfloat16 and --pool-dtype int8"
+        + (f" ({told})" if told else "")
+    )
 
 
 def row_bytes(backbone: Backbone) -> int:

@@ -22,7 +22,7 @@ from app.model.config import UnsupportedModel
 from app.settings import Settings
 from app.store.base import Store
 from app.store.url import open_store
-from app.worker.budget import CannotStart
+from app.worker.budget import CannotStart, unbuilt
 from app.worker.build import Built, build, pick_device
 from app.worker.loop import Background, Loop, exit_with_parent
 from app.worker.priority import step_back
@@ -72,6 +72,12 @@ def _build(settings: Settings, store: Store, background: Background, loop: Loop)
         )
 
 
+def _give_up(loop: Loop, reason: str) -> int:
+    loop.send([Fatal(reason)])
+    loop.close()
+    return 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="app.worker")
     parser.add_argument("--endpoint", required=True)
@@ -97,9 +103,13 @@ def main() -> int:
         )
         built = _build(settings, store, background, loop)
     except (CannotStart, CheckpointError, UnsupportedModel, ServiceError, ValueError, OSError) as error:
-        loop.send([Fatal(str(error))])
-        loop.close()
-        return 1
+        return _give_up(loop, str(error))
+    except (RuntimeError, MemoryError) as error:
+        reason = unbuilt(error)
+        if reason is None:
+            log.exception("the worker could not be built")
+            reason = f"the worker could not be built: {error}"
+        return _give_up(loop, reason)
     # the collector would hold a step up for a tenth of a second to look through modules that stay to the end
     gc.freeze()
     gc.enable()

@@ -10,6 +10,9 @@ from torch import Tensor
 from app.memory.arena import Memory, View
 from app.model.sampling import Sampler
 
+_PIECE = 128
+"""Rows of logits whose likelihoods exist at once: of all of a step's, in float32, they could take gigabytes."""
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -42,9 +45,16 @@ class Sequence:
 
     def score(self, targets: Tensor, rows: Tensor) -> None:
         """Notes the log-probabilities of ``targets`` [T] by their logits ``rows`` [T, vocab]. Waits for the device."""
-        rows = rows.float().log_softmax(dim=-1)
-        self.logprobs += rows.gather(1, targets.to(rows.device)[:, None])[:, 0].tolist()
-        self.greedy += rows.argmax(dim=-1).tolist()
+        found = []
+        pieces = rows.split(_PIECE), targets.to(rows.device).split(_PIECE)
+        for piece, wanted in zip(*pieces, strict=True):
+            likelihoods = piece.float().log_softmax(dim=-1)
+            own = likelihoods.gather(1, wanted[:, None])[:, 0]
+            # a double holds both as they are, so that one transfer brings all
+            found.append(torch.stack([own.double(), likelihoods.argmax(dim=-1).double()]))
+        logprobs, greedy = torch.cat(found, dim=1).tolist()
+        self.logprobs += logprobs
+        self.greedy += map(int, greedy)
 
 
 def begin(

@@ -198,9 +198,10 @@ class Updates:
         mark = None if key is None else Idempotency(key, run.index, len(run.contexts), run.digest)
         context, block, version = run.context, run.block, memory.version
         lineage, created = memory.lineage, memory.created
+        after = self.residency.issued()
 
         def work() -> object:
-            host = Block(block.hidden.cpu(), block.forgotten)
+            host = Block(self.residency.fetch(block.hidden, after), block.forgotten)
             blob = encode_block(host)
             manifest = self.residency.store.commit(
                 run.job.tenant,

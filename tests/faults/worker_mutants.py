@@ -304,9 +304,10 @@ def _tail_stays(worker: Harness) -> None:
     publish = _publishing(arena)
 
     def publish_all_but(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
-        tail = memory.tail
+        assert memory.tail is not None
+        tail = memory.tail.clone()
         publish(memory, hidden, forgotten)
-        memory.tail = tail
+        memory.tail.copy_(tail)
 
     _publish_by(arena, publish_all_but)
 

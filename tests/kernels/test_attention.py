@@ -177,3 +177,37 @@ def test_results_do_not_depend_on_what_memory_held(monkeypatch: pytest.MonkeyPat
         torch.use_deterministic_algorithms(False)
     for a, b in zip(expected, poisoned, strict=True):
         torch.testing.assert_close(a, b)
+
+
+BIASES = [None, (1, 1, 1, 23), (2, 1, 1, 23), (1, 1, 13, 23), (2, 1, 13, 23)]
+
+
+@pytest.mark.parametrize("size", BIASES, ids=str)
+@pytest.mark.parametrize("most", [1, 2 * 3 * 23 * 5, 2**24], ids=["a row", "five rows", "all"])
+def test_written_out_it_has_few_scores_at_once(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...] | None, most: int
+) -> None:
+    """What torch does on a GPU that is not for the kernels, with prompts whose scores are more than there may be."""
+    query, key, value = inputs(2, 3, 13, 23, 16)
+    bias = None
+    if size is not None:
+        bias = torch.randn(size, generator=torch.Generator().manual_seed(9)).where(
+            torch.arange(23) % 5 != 1, -torch.inf
+        )
+    made: list[int] = []
+    plain = torch.Tensor.logsumexp
+
+    def noted(scores: Tensor, dim: int) -> Tensor:
+        made.append(scores.numel())
+        return plain(scores, dim=dim)
+
+    monkeypatch.setattr(torch.Tensor, "logsumexp", noted)
+    monkeypatch.setattr(kernels.attention, "_MOST_SCORES", most)
+    output, normaliser = kernels.attention._written_out(query, key, value, bias)
+    monkeypatch.undo()
+    assert max(made) <= max(most, 2 * 3 * 23)
+    assert sum(made) == 2 * 3 * 13 * 23
+    expected, expected_normaliser = naive(query, key, value, bias)
+    assert (output.dtype, normaliser.dtype) == (query.dtype, torch.float32)
+    torch.testing.assert_close(output.double(), expected, atol=TOLERANCE, rtol=1e-4)
+    torch.testing.assert_close(normaliser.double(), expected_normaliser, atol=TOLERANCE, rtol=1e-5)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from app.memory.lanes import HostLanes, Lanes, StreamLanes
+from app.memory.lanes import CudaStreams, HostLanes, Lanes, StreamLanes
 
 LAYERS = 6
 
@@ -37,8 +39,7 @@ class FakeStreams:
         self.steps = Stream()
         self.streams = [self.steps]
         self.now = self.steps
-        self.pinned_buffers = 0
-        self.lent: list[Tensor] = []
+        self.pinned_buffers: list[Tensor] = []
 
     def current(self) -> Stream:
         return self.now
@@ -81,15 +82,14 @@ class FakeStreams:
         self.now.work.append(lambda: target.copy_(source))
 
     def pinned(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        self.pinned_buffers += 1
-        return torch.full(shape, torch.nan, dtype=dtype)
+        self.pinned_buffers.append(torch.full(shape, torch.nan, dtype=dtype))
+        return self.pinned_buffers[-1]
+
+    def pinned_bytes(self, size: int) -> int:
+        return 3 * size
 
     def room(self, rows: Tensor) -> Tensor:
         return torch.full_like(rows, torch.nan)
-
-    def lend(self, tensor: Tensor, stream: Stream) -> None:
-        assert stream is self.steps
-        self.lent.append(tensor)
 
 
 def lanes_and_streams(seed: int) -> tuple[StreamLanes, FakeStreams]:
@@ -149,15 +149,55 @@ def test_layers_take_turns_in_two_buffers() -> None:
             with lanes.apart(lanes.mark()):
                 brought = [lanes.bring(torch.full((4, 2), float(i))) for i in range(LAYERS)]
             assert [float(t[0, 0]) for t in brought] == list(range(LAYERS))
-        assert streams.pinned_buffers == 2
+        assert len(streams.pinned_buffers) == 2
 
 
-def test_what_later_steps_read_is_lent_to_them() -> None:
+@pytest.mark.parametrize("broken", [False, True])
+def test_nothing_of_what_was_brought_stays_in_the_buffers(broken: bool) -> None:
+    for seed in range(40):
+        lanes, streams = lanes_and_streams(seed)
+        brought: list[Tensor] = []
+        with suppress(RuntimeError), lanes.apart(lanes.mark()):
+            brought += [lanes.bring(torch.full((4, 2), 1.0 + i)) for i in range(LAYERS)]
+            if broken:
+                raise RuntimeError("broken")
+        assert [float(t[3, 1]) for t in brought] == [1.0 + i for i in range(LAYERS)]
+        assert len(streams.pinned_buffers) == 2
+        assert not any(buffer.any() for buffer in streams.pinned_buffers)
+
+
+def test_threads_have_buffers_only_while_they_bring() -> None:
     lanes, streams = lanes_and_streams(0)
-    room = lanes.room(torch.zeros(3))
-    with lanes.apart(lanes.mark()):
-        tail = lanes.lend(torch.ones(2))
-    assert [t.data_ptr() for t in streams.lent] == [room.data_ptr(), tail.data_ptr()]
+    found: list[float] = []
+
+    def bring(number: int, inside: Callable[[], object] = lambda: None) -> None:
+        with lanes.apart(lanes.mark()):
+            first = lanes.bring(torch.full((2,), float(number)))
+            inside()
+            second = lanes.bring(torch.full((2,), float(number)))
+        found.extend(float(t[0]) for t in (first, second))
+
+    def elsewhere(work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    for number in range(6):
+        elsewhere(partial(bring, number))
+    assert len(streams.pinned_buffers) == 2, "a set for each thread"
+    # two at once have their own, also where one of them has had some before
+    bring(6)
+    bring(7, lambda: elsewhere(lambda: bring(8)))
+    assert len(streams.pinned_buffers) == 4
+    assert found == [float(n) for n in (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 8, 8, 7, 7)]
+
+
+def test_pinned_memory_costs_a_power_of_two() -> None:
+    streams = CudaStreams(torch.device("cpu"))
+    sizes = {0: 0, 1: 1, 2: 2, 3: 4, 4096: 4096, 4097: 8192, 2**30 - 1: 2**30, 2**30: 2**30, 2**30 + 1: 2**31}
+    assert {size: streams.pinned_bytes(size) for size in sizes} == sizes
+    assert lanes_and_streams(0)[0].host_bytes(5) == 15
+    assert HostLanes(torch.float32).host_bytes(5) == 5
 
 
 def test_an_error_ends_the_copies_before_it_is_told() -> None:

@@ -9,7 +9,7 @@ from app.errors import VersionConflict
 from app.memory import loader as loading
 from app.memory.arena import Arena, Memory
 from app.memory.codec import Pool, encode_snapshot
-from app.memory.lanes import lanes_of
+from app.memory.lanes import HostLanes, lanes_of
 from app.memory.loader import Loaded, Loader
 from app.memory.source import Source
 from app.model.backbone import Backbone
@@ -88,6 +88,21 @@ def test_only_few_blocks_are_published_one_by_one(
     monkeypatch.setattr(Source, "settled_pool", noted)
     load(backbone, store)
     assert ways == ([] if updates == 1 and backbone.weights.initialized else ["whole"])
+
+
+def test_a_copy_costs_what_its_host_memory_takes(backbone: Backbone) -> None:
+    class Generous(HostLanes):
+        """Gives more than was asked for, as memory is pinned."""
+
+        def host_bytes(self, size: int) -> int:
+            return 1 << size.bit_length()
+
+    arena = Arena(backbone, 2, 2)
+    loader = Loader(arena, Source(backbone, MemoryStore(), "test"), Generous(backbone.dtype))
+    buffers = loader.buffers()
+    sizes = [part.nbytes for part in (*buffers.parts, buffers.tail)]
+    assert sum(sizes) == Arena.bytes_per_pool(backbone)
+    assert loader.bytes_per_copy == sum(1 << size.bit_length() for size in sizes) > sum(sizes)
 
 
 def test_a_compaction_meanwhile_is_read_instead(backbone: Backbone) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from structlog.testing import capture_logs
 
 from app.memory.warm import Buffers, Seat, Warm, WarmTier
 
@@ -74,3 +76,21 @@ def test_a_new_copy_takes_the_place_of_the_old() -> None:
     new = put(tier, "a")
     assert tier.get("a") is new
     assert tier.seat(NOBODY) is old.seat
+
+
+def test_seats_whose_memory_is_not_to_be_had_are_lost_and_told_of_once() -> None:
+    def failing() -> Buffers:
+        raise RuntimeError("no memory")
+
+    tier = WarmTier(50, 10, failing)
+    seats = [tier.seat(NOBODY), tier.seat(NOBODY)]
+    with capture_logs() as logs:
+        for seat in seats:
+            assert seat is not None
+            with pytest.raises(RuntimeError, match="no memory"):
+                _ = seat.buffers
+            assert seat.lacking == "no memory"
+            tier.lose(seat)
+    assert [entry["error"] for entry in logs] == ["no memory"]
+    assert tier.seat(NOBODY) is None
+    assert tier.take_free() == []

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from app.model import sampling
 from app.model.sampling import Sampler, choose, filtered_distribution
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0]])
@@ -123,3 +124,52 @@ def test_a_row_of_a_broken_pool_harms_no_other(broken: float, temperature: float
     chosen = choose(logits, samplers).tokens
     assert chosen[2] == expected
     assert all(0 <= token < LOGITS.shape[1] for token in chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_are_worked_on_in_pieces_and_choose_the_same(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    vocab, count = 40, 23
+    logits = (3 * torch.randn(count, vocab, generator=torch.Generator().manual_seed(4))).to(dtype)
+    seen = torch.zeros(vocab, dtype=torch.bool)
+    seen[::3] = True
+
+    def samplers() -> list[Sampler]:
+        kinds = [
+            {"temperature": 1.0},
+            {"temperature": 0.0},
+            {"temperature": 0.8, "top_p": 0.9, "logprobs": 3},
+            {"temperature": 1.2, "top_k": 5, "repetition_penalty": 1.3},
+            {"temperature": 0.0, "repetition_penalty": 1.3, "logprobs": 1},
+        ]
+        made = []
+        for index in range(count):
+            parameters = kinds[index % len(kinds)]
+            own = seen.clone() if "repetition_penalty" in parameters else None
+            made.append(Sampler(**parameters, seed=index, seen=own))  # type: ignore[arg-type]
+        return made
+
+    whole, pieces = samplers(), samplers()
+    expected = [choose(logits, whole) for _ in range(3)]
+    sizes: list[int] = []
+    choose_some = sampling._choose
+
+    def noted(some: torch.Tensor, those: list[Sampler]) -> torch.Tensor:
+        sizes.append(some.shape[0])
+        return choose_some(some, those)
+
+    monkeypatch.setattr(sampling, "_choose", noted)
+    monkeypatch.setattr(sampling, "_PIECE", 4 * vocab + 1)
+    found = [choose(logits, pieces) for _ in range(3)]
+    assert sizes == 3 * [4, 4, 4, 4, 4, 3]
+    assert [chosen.tokens for chosen in found] == [chosen.tokens for chosen in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.likelihoods.keys() == other.likelihoods.keys()
+        for row, (logprob, top) in one.likelihoods.items():
+            assert logprob == pytest.approx(other.likelihoods[row][0], abs=1e-6)
+            assert [token for token, _ in top] == [token for token, _ in other.likelihoods[row][1]]
+    for one, other in zip(pieces, whole, strict=True):
+        assert one.uniform() == other.uniform(), "each row draws once a choice"
+        assert (one.seen is None) == (other.seen is None)
+        assert one.seen is None or torch.equal(one.seen, other.seen)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -12,14 +12,18 @@ import torch
 from app.memory.arena import Arena
 from app.model.backbone import Backbone
 from app.model.pools import PoolForm
+from app.model.torch_operations import TorchOperations
 from app.settings import Settings
 from app.worker.budget import (
     CannotStart,
     beside_others,
     by_running,
     cache_rows,
-    left_to_container,
+    load_bytes,
+    reserve,
+    row_bytes,
     share_out,
+    unbuilt,
     update_bytes,
     updates_at_once,
 )
@@ -55,36 +59,26 @@ def test_a_gpu_has_copies_for_what_runs(plain: Backbone, pools: float) -> None:
     assert slots >= 1.1 * pools - 2
 
 
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    assert left_to_container(tmp_path, 123) == 123
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("5000\n")
-    (tmp_path / "memory.stat").write_text("anon 4000\nfile 1000\ninactive_file 600\n")
-    assert left_to_container(tmp_path, 123) == 123
-    (tmp_path / "memory.max").write_text("9000\n")
-    assert left_to_container(tmp_path, 123) == 9000 - 5000 + 600
-    (tmp_path / "memory.current").write_text("99000\n")
-    assert left_to_container(tmp_path, 123) == 0
-
-
-def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone) -> None:
+@pytest.mark.parametrize("free", [2**30 + 2**26, 3 * 2**30])
+def test_a_gpu_is_filled_but_for_cache_and_reserve(plain: Backbone, free: int) -> None:
     settings = Settings(max_sequence=100, context_tokens=1000)
-    free = 3 * 2**30
     budget = share_out(plain, settings.model_copy(update={"max_running": 8}), free, alone=True)
     assert budget.updates == 8
-    taken = used(plain, budget.slots, budget.hot) + 8 * update_bytes(plain)
-    assert budget.slots == 4096 or free - 2**30 - taken < 2 * Arena.bytes_per_pool(plain) + 1000 * 768
-    assert taken <= free - 2**30
+    taken = used(plain, budget.slots, budget.hot) + 8 * update_bytes(plain) + 1000 * row_bytes(plain)
+    left = free - reserve(plain, settings, free)
+    assert left < free - 2**30
+    assert budget.slots == 4096 or left - taken < 2 * Arena.bytes_per_pool(plain)
+    assert taken <= left
     half = share_out(plain, settings, free, alone=False)
     assert used(plain, half.slots, half.hot) <= free // 4
-    assert half.updates == settings.max_running
+    assert half.updates == updates_at_once(plain, settings, free)
 
 
 @pytest.mark.parametrize(("eight_bit", "tenants"), [(False, 56), (True, 100)])
 def test_tenants_of_the_8b_shape_on_an_h200(eight_bit: bool, tenants: int) -> None:
     config = SimpleNamespace(
-        num_layers=32, num_kv_heads=8, pool_slots=51 * 256, head_dim=128, num_tokens=256, hidden_size=4096,
-        max_context=512,
+        num_layers=32, num_kv_heads=8, pool_size=50 * 256, pool_slots=51 * 256, head_dim=128, num_tokens=256,
+        hidden_size=4096, max_context=512, vocab_size=128_256,
     )  # fmt: skip
     form = PoolForm(copies=not eight_bit, eight_bit=eight_bit)
     shape = SimpleNamespace(config=config, dtype=torch.bfloat16, operations=SimpleNamespace(form=form))
@@ -95,6 +89,45 @@ def test_tenants_of_the_8b_shape_on_an_h200(eight_bit: bool, tenants: int) -> No
     assert budget.hot >= 8
     # 64 MiB of block and 97 of keys and values each
     assert budget.updates == 12
+
+
+def test_what_is_left_alone_has_room_for_logits_and_loads(plain: Backbone) -> None:
+    config, settings = plain.config, Settings(step_tokens=512, max_running=64)
+    before = reserve(plain, settings, 0)
+    assert before > 2**30
+    for changed, rows in (({"step_tokens": 2048}, 1536), ({"max_running": 600}, 88)):
+        more = reserve(plain, settings.model_copy(update=changed), 0) - before
+        assert more == rows * config.vocab_size * 4
+    assert reserve(plain, settings, 64 * 2**30) - before == 2**30
+    hidden = 2 * config.pool_size * config.hidden_size * 4
+    assert load_bytes(plain) == hidden
+    assert before == 2**30 + 512 * config.vocab_size * 4 + 3 * hidden
+    coarse = load_backbone("plain", operations=partial(TorchOperations, eight_bit=True))[0]
+    vectors = config.num_kv_heads * config.pool_size * config.head_dim
+    # K and V in float32, both in eight bits, one of them once more
+    assert load_bytes(coarse) - hidden == vectors * (8 + 2 + 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "lacking"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)  # fmt: skip
+def test_lacking_memory_is_told_with_the_settings_that_take_it(
+    error: RuntimeError | MemoryError, lacking: bool
+) -> None:
+    told = unbuilt(error)
+    assert (told is not None) == lacking
+    if told is not None:
+        assert "lower --resident-bytes" in told
+        assert "\n" not in told
+        assert "More" not in told
 
 
 def test_updates_at_work_take_no_more_than_was_counted(plain: Backbone) -> None:
@@ -110,12 +143,12 @@ def test_updates_at_work_take_no_more_than_was_counted(plain: Backbone) -> None:
 
 
 def test_the_arena_takes_what_was_counted(plain: Backbone) -> None:
-    pools = Arena(plain, 3, 2).pools
-    tail = 4 * plain.config.num_layers * plain.config.num_tokens * plain.config.hidden_size
+    arena = Arena(plain, 3, 2)
+    pools = arena.pools
     assert pools.hot_key is not None
     assert pools.bias is not None
     taken = pools.key.nbytes + pools.value.nbytes + pools.hot_key.nbytes + pools.bias.nbytes
-    assert taken == used(plain, 3, 2) - 3 * tail
+    assert taken + arena.tails.nbytes == used(plain, 3, 2)
 
 
 def test_a_budget_below_one_pool_is_refused(plain: Backbone) -> None:

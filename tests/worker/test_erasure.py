@@ -46,6 +46,23 @@ def holding(harness: Harness, vectors: Tensor) -> list[str]:
     return [name for name, room in rooms(harness) if bool((room[0, 0][:, None] == wanted).all(-1).any())]
 
 
+def tails_of(harness: Harness, tenant: str) -> list[Tensor]:
+    """The blocks that updates of the tenant wrote."""
+    manifest = harness.store.load(tenant)
+    assert manifest is not None
+    return [block.hidden for _, block in harness.engine.residency.blocks(manifest)]
+
+
+def tails_left(harness: Harness, tails: list[Tensor]) -> list[int]:
+    """Slots with any row of the ``tails``."""
+    rows = torch.cat(tails, dim=1)[0]
+    return [
+        slot
+        for slot, tail in enumerate(harness.engine.residency.arena.tails)
+        if bool((tail[0][:, None] == rows).all(-1).any())
+    ]
+
+
 def own_vectors(harness: Harness, tenant: str) -> Tensor:
     """The values of the tokens that updates of the tenant wrote."""
     found = pool(harness, tenant)
@@ -65,12 +82,16 @@ def test_nothing_is_left_of_an_erased_memory(backbone: Backbone, warm_bytes: int
     expected = {name: harness.generate(name, PROMPT) for name in ("bob", "eve")}
     vectors = {name: own_vectors(harness, name) for name in ("ada", "bob", "eve")}
     harness.generate("ada", PROMPT)
+    tails = {name: tails_of(harness, name) for name in ("ada", "bob", "eve")}
     assert holding(harness, vectors["ada"]), "this test looks in the wrong places"
+    assert tails_left(harness, tails["ada"]), "this test looks in the wrong places"
     tiers = ["resident", "warm"] if warm_bytes else ["resident"]
     receipt = reply(harness, EraseTenant, "ada")
     assert isinstance(receipt, Erased)
     assert receipt.tiers in (tiers, ["resident"])
     assert holding(harness, vectors["ada"]) == []
+    assert tails_left(harness, tails["ada"]) == []
+    assert tails_left(harness, tails["bob"] + tails["eve"])
     assert holding(harness, vectors["bob"]) or holding(harness, vectors["eve"])
     assert {name: harness.generate(name, PROMPT) for name in ("bob", "eve")} == expected
     for name in ("new", "newer", "newest"):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from torch import Tensor
 
 from app.errors import ServiceError
 from app.memory.arena import Arena
+from app.memory.lanes import HostLanes, Mark
+from app.memory.warm import Buffers
 from app.messages import EraseTenant, Failed, Finished, Updated
 from app.model.backbone import Backbone
 from app.store.base import Manifest
@@ -344,3 +349,80 @@ def test_a_copy_ahead_takes_nobody_elses(backbone: Backbone) -> None:
     assert h.engine.residency.readable("bob")
     h.run()
     assert isinstance(h.final(reader), Finished)
+
+
+@pytest.mark.parametrize("had", [0, 2])
+def test_without_host_memory_the_one_that_leaves_is_not_kept_and_the_other_comes(
+    backbone: Backbone, had: int
+) -> None:
+    """Pinned memory is not to be had but for ``had`` copies, whatever the budget says."""
+    harness = Harness(backbone, slots=1, warm_bytes=10**9)
+    residency = harness.engine.residency
+    make, asked = residency.warm._make, []
+
+    def failing() -> Buffers:
+        asked.append("a copy")
+        if len(asked) > had:
+            raise RuntimeError("CUDA error: out of memory")
+        return make()
+
+    residency.warm._make = failing
+    names = ["ada", "bob", "eve"]
+    with capture_logs() as logs:
+        for number, name in enumerate(names):
+            harness.update(name, text(number))
+        first = [harness.generate(name, PROMPT) for name in names]
+        assert [harness.generate(name, PROMPT) for name in names] == first
+    assert len(asked) == had + 1, "the seat is handed out again and again"
+    warned = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert [entry["error"] for entry in warned] == ["CUDA error: out of memory"]
+    assert len(residency.warm) == had
+    assert (residency.traffic.moved["out"] > 0) == bool(had)
+    # what there is of it is used on
+    for _ in range(2):
+        assert [harness.generate(name, PROMPT) for name in names[1:]] == first[1:]
+    assert (residency.traffic.loads["warm"] > 0) == bool(had)
+
+
+def test_a_block_goes_to_the_host_beside_the_steps(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the steps' own stream the copy would hold up everybody who decodes."""
+
+    class Noting(HostLanes):
+        now: object = None
+        marks = 0
+
+        def mark(self) -> Mark:
+            self.marks += 1
+            return self.marks
+
+        @contextmanager
+        def apart(self, after: Mark) -> Generator[None]:
+            self.now = after
+            try:
+                yield
+            finally:
+                self.now = None
+
+    h = Harness(backbone, slots=1)
+    h.update("ada", text(1))
+    residency, lanes = h.engine.residency, Noting(backbone.dtype)
+    monkeypatch.setattr(residency, "_lanes", lanes)
+    copied: list[object] = []
+    bring = Tensor.cpu
+
+    def noted(tensor: Tensor) -> Tensor:
+        copied.append(lanes.now)
+        return bring(tensor)
+
+    h.begin_update("ada", text(2))
+    for _ in range(10):
+        if not h.inline.waiting:
+            h.engine.step()
+    assert lanes.marks == 1, "taken where the steps are issued, when the block is whole"
+    monkeypatch.setattr(Tensor, "cpu", noted)
+    h.run()
+    # what is encoded lies on the host by then
+    assert copied[0] == 1
+    assert h.update("ada", text(3)).memory_version == 3
