@@ -28,6 +28,7 @@ import httpx
 from experiments import cases as data
 from experiments import plot
 from experiments.cases import Case, Cases, Probe
+from experiments.client import is_there
 from experiments.data import SEED_STRIDE
 from experiments.session import Session, conduct, parser
 from experiments.tables import percent, print_rows
@@ -79,7 +80,7 @@ class Editing:
                     self._world(world), self.session.arguments.seed * SEED_STRIDE + world
                 )
             except httpx.HTTPStatusError as error:
-                if error.response.status_code != 409:
+                if not is_there(error.response):
                     raise
             for turn, text in enumerate(self.cases.worlds[world]):
                 await self.client.update(self._world(world), text, short="fill", key=f"known-{turn}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments import papers
 from experiments.editing import MEASURES, harmonic
+from experiments.retention import untold
 from experiments.tables import percent
 
 INTRODUCTION = """# The papers' experiments
@@ -64,7 +65,7 @@ def retention(told: dict[str, Any]) -> str:
                 str(row["step"]),
                 with_error(row["memory"], count),
                 percent(row["empty"]),
-                percent(row["prompt"]),
+                percent(row["prompt"]) + _fitted(row),
                 f"{kept['measured']:.2%} ± {100 * kept['standard_error']:.2f}",
                 f"{kept['closed_form']:.2%}",
                 distance,
@@ -73,13 +74,19 @@ def retention(told: dict[str, Any]) -> str:
     head = [
         "contexts since",
         "memory",
-        "empty memory",
+        untold(settings["warm"]),
         "text in the prompt",
         "tokens left",
         "(1 − K/N)^t",
         "errors apart",
     ]
     return f"{told['rows'][0]['items']} items of {told_of}{warm}{control}:\n\n{table(head, rows)}"
+
+
+def _fitted(row: dict[str, Any]) -> str:
+    """How many prompts there were where some had become too long; older results do not say."""
+    count = row.get("prompts", row["items"])
+    return f" of {count}" if 0 < count < row["items"] else ""
 
 
 def questions(told: dict[str, Any]) -> str:

@@ -5,10 +5,10 @@
     python -m experiments.retention --squad dev-v1.1.json --name retention-squad
 
 Each item has a memory with a seed of its own. At every step three answers stand beside each other: that of the memory,
-that of an empty memory, and that of an empty memory with all the texts in the prompt, as far as they fit. What is
-left of the context's tokens is counted in the server's own view of the memory, beside (1 - K/N)^t. With ``--warm n``
-items are told to copies of memories that have taken n other updates. ``--shuffle`` judges every question by the
-answers of another item: what is scored then is chance.
+that of the memory before it was told (empty, or with ``--warm n`` a copy of one that has taken n other updates), and
+that of an empty memory with all the texts in the prompt, as far as they fit. What is left of the context's tokens is
+counted in the server's own view of the memory, beside (1 - K/N)^t. ``--shuffle`` judges every question by the answers
+of another item: what is scored then is chance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any
 import httpx
 
 from experiments import plot
-from experiments.closed_form import Survival, survival
+from experiments.client import is_there
+from experiments.closed_form import Survival
 from experiments.data import SEED_STRIDE, Generated, Item, Shuffled, Source, Squad
 from experiments.session import Session, conduct, parser
 from experiments.tables import percent, print_rows, share
@@ -53,9 +54,8 @@ class Retention:
         figures = summary(items, self.steps)
         if self.given.squad:
             figures["misses"] = []  # they quote the file
-        told = self.session.keep(
-            figures, chart(figures, "Retention" + (" (control: shuffled)" * self.given.shuffle))
-        )
+        title = "Retention" + (" (control: shuffled)" * self.given.shuffle)
+        told = self.session.keep(figures, chart(figures, title, untold(self.given.warm)))
         for name in ["empty", *(f"base-{number}" for number in range(self.bases))]:
             await self.client.erase(self.session.tenant(name))
         return told
@@ -111,7 +111,7 @@ class Retention:
         try:
             await self.client.create(base, seed)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code != 409:
+            if not is_there(error.response):
                 raise
         first = number * ITEMS_A_BASE
         own = {self.source.item(i).context for i in range(first, min(first + ITEMS_A_BASE, self.count))}
@@ -180,6 +180,7 @@ def summary(items: dict[str, Any], steps: list[int]) -> dict[str, Any]:
                 "memory": share(one["memory"] for one in told),
                 "empty": share(item["empty"] for item in items.values()),
                 "prompt": share(in_prompt) if in_prompt else None,
+                "prompts": len(in_prompt),
                 "survival": kept.figures(),
             }
         )
@@ -194,25 +195,31 @@ def summary(items: dict[str, Any], steps: list[int]) -> dict[str, Any]:
     return {"rows": rows, "shape": shape, "misses": misses[:MISSES]}
 
 
-def chart(figures: dict[str, Any], title: str) -> str:
-    """The three rows, the measured survival and the closed form, by step."""
-    rows, shape = figures["rows"], figures["shape"]
-    pool = shape["num_tokens"] * shape["num_blocks"]
+def untold(warm: int) -> str:
+    """What the memory is before the item is told."""
+    return "before it was told" if warm else "empty memory"
+
+
+def chart(figures: dict[str, Any], title: str, before: str) -> str:
+    """The three rows, the measured survival and the closed form, by step; ``before`` names the memory not yet told."""
+    rows = figures["rows"]
 
     def curve(name: str, key: str) -> plot.Curve:
         told = [row for row in rows if row[key] is not None]
-        errors = [(row[key] * (1 - row[key]) / row["items"]) ** 0.5 for row in told]
+        # prompts that became too long were not asked
+        counts = [row.get("prompts", row["items"]) if key == "prompt" else row["items"] for row in told]
+        errors = [(row[key] * (1 - row[key]) / count) ** 0.5 for row, count in zip(told, counts, strict=True)]
         return plot.Curve(name, [(row["step"], row[key]) for row in told], errors)
 
-    last = rows[-1]["step"]
     curves = [
         curve("memory", "memory"),
         curve("text in the prompt", "prompt"),
-        curve("empty memory", "empty"),
+        curve(before, "empty"),
         plot.Curve("tokens that survive", [(row["step"], row["survival"]["measured"]) for row in rows]),
+        # t counts updates, of which a long context takes several
         plot.Curve(
             "closed form (1 - K/N)^t",
-            [(t, survival(shape["num_tokens"], pool, t)) for t in range(last + 1)],
+            [(row["step"], row["survival"]["closed_form"]) for row in rows],
             dashed=True,
         ),
     ]
@@ -246,7 +253,7 @@ def main() -> int:
         [
             "contexts since",
             "memory",
-            "empty",
+            untold(arguments.warm),
             "text in prompt",
             "tokens left",
             "closed form",
