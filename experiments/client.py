@@ -183,6 +183,14 @@ class Client:
     async def create(self, tenant: str, seed: int) -> None:
         await self.call("POST", "/tenants", {"id": tenant, "seed": seed}, made=True)
 
+    async def ensure(self, tenant: str, seed: int) -> None:
+        """Creates it unless it is there."""
+        try:
+            await self.create(tenant, seed)
+        except httpx.HTTPStatusError as error:
+            if not is_there(error.response):
+                raise
+
     async def fork(self, tenant: str, target: str) -> None:
         await self.call("POST", f"/tenants/{quote(tenant, safe='')}/fork", {"target": target}, made=True)
 

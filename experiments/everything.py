@@ -10,11 +10,11 @@ whose file is not given are left out, and so are those that ``--skip`` names. Fo
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 from experiments import report
+from experiments.children import run
 
 
 def plan(arguments: argparse.Namespace) -> list[list[str]]:
@@ -34,6 +34,7 @@ def plan(arguments: argparse.Namespace) -> list[list[str]]:
         ["editing", "--generated", "--cases", count(2000), "--name", "editing-generated"],
         ["integrity", "--updates", count(arguments.updates, 100), "--kill-at", count(2000, 20)],
     ]
+    commands[-1] += ["--erase"] * arguments.erase
     if arguments.squad:
         words = ["--squad", str(arguments.squad), "--name", "retention-squad"]
         commands.insert(3, ["retention", "--items", count(200), *steps[:-1], *words])
@@ -72,6 +73,7 @@ def options() -> argparse.ArgumentParser:
         "--minutes", type=float, default=0.0, help="of training for each shape of forgetting (0: none is run)"
     )
     add("--skip", nargs="*", default=[], help="experiments to leave out")
+    add("--erase", action="store_true", help="erase the memories of integrity at the end")
     add("--fresh", action="store_true", help="begin anew")
     add("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -85,9 +87,7 @@ def main() -> int:
     failed = []
     for name, *words in plan(arguments):
         print(f"== {name} {' '.join(words)}", flush=True)
-        if subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", *words, *shared], check=False
-        ).returncode:
+        if run([sys.executable, "-m", f"experiments.{name}", *words, *shared]):
             failed.append(name)
     page = arguments.page or arguments.results / "README.md"
     page.parent.mkdir(parents=True, exist_ok=True)

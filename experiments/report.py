@@ -115,19 +115,25 @@ def integrity(told: dict[str, Any]) -> str:
     counts = [one["updates"] for one in told["tenants"]]
     same = all(one["updates"] == one["version"] for one in told["tenants"])
     each = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    settings = told.get("settings", {})
+    every = settings.get("ask_every", 1)
+    asking = "each with its question" if every == 1 else f"a question behind every {every} of a memory"
     kills = ", ".join(f"{kill:,}" for kill in told["kills_behind_answers"]) or "none"
     rows = [
         ["updates, memories, updates of each", f"{told['updates']:,}, {len(counts)}, {each}"],
         ["the server's versions", "as many as the updates" if same else "**not as many as the updates**"],
         ["answers about the newest fact", f"{told['answers']:,}"],
-        ["right", with_error(told["accuracy"], told["answers"])],
+        ["right", with_error(told["accuracy"], told["answers"]) if told["answers"] else "-"],
         [f"right, first {told['ends']:,}", with_error(told["first"], told["ends"])],
         [f"right, last {told['ends']:,}", with_error(told["last"], told["ends"])],
         [f"right, among a memory's first {told['young']['turns']} updates", _of(told["young"])],
         ["right, later", _of(told["settled"])],
         ["killed and resumed behind answer", kills],
-        ["updates a second, each with its question", f"{told['updates_a_second']:.0f}"],
+        # a run that was resumed has counted none of the time before
+        [f"updates a second since it was last begun or resumed, {asking}", f"{told['updates_a_second']:.0f}"],
     ]
+    if "servers" in settings:
+        rows.insert(1, ["servers", str(settings["servers"])])
     return table(["", ""], rows)
 
 

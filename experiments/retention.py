@@ -24,7 +24,6 @@ from typing import Any
 import httpx
 
 from experiments import plot
-from experiments.client import is_there
 from experiments.closed_form import Survival
 from experiments.data import SEED_STRIDE, Generated, Item, Shuffled, Source, Squad
 from experiments.session import Session, conduct, parser
@@ -108,11 +107,7 @@ class Retention:
     async def _warm(self, base: str, number: int) -> None:
         """A memory that has taken ``--warm`` other updates; each is sent once, whatever was interrupted."""
         seed = self.given.seed * SEED_STRIDE + number
-        try:
-            await self.client.create(base, seed)
-        except httpx.HTTPStatusError as error:
-            if not is_there(error.response):
-                raise
+        await self.client.ensure(base, seed)
         first = number * ITEMS_A_BASE
         own = {self.source.item(i).context for i in range(first, min(first + ITEMS_A_BASE, self.count))}
         others = (text for text in self.source.unrelated(WARM_STREAM + number) if text not in own)

@@ -113,7 +113,8 @@ def test_editing(run: Run, server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_path: Path) -> None:
-    run(integrity.main, "--updates", "60", "--tenants", "4", "--kill-at", "20")
+    shown = run(integrity.main, "--updates", "60", "--tenants", "4", "--kill-at", "20")
+    assert "--tenants 4 --kill-at 20" in shown["command"]
     told = json.loads((tmp_path / "integrity.json").read_text())
     assert len(told["kills_behind_answers"]) == 1
     assert 20 <= told["kills_behind_answers"][0] < 60
@@ -125,7 +126,13 @@ def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_pat
     assert longer["tenants"] == [{"updates": 17, "version": 17}] * 2 + [{"updates": 16, "version": 16}] * 2
     assert len(left_over(server)) == 4
     assert run(integrity.main, "--updates", "99", "--tenants", "4", "--minutes", "0")["updates"] == 66
-    run(integrity.main, "--updates", "2", "--tenants", "2", "--fresh", "--erase")
+    small = ["--updates", "2", "--tenants", "2"]
+    told = run(integrity.main, *small, "--fresh", "--erase")
+    assert left_over(server) == []
+    # the same command tells what was measured; none goes on in memories that are not there
+    assert run(integrity.main, *small, "--erase") == told
+    with pytest.raises(SystemExit, match="have been erased"):
+        run(integrity.main, "--updates", "4", "--tenants", "2")
     assert left_over(server) == []
 
 
@@ -147,10 +154,13 @@ def test_integrity_shares_its_memories_out_over_servers(
         told = run(integrity.main, "--updates", "9", *words, "--kill-at", "2")
         assert told["tenants"] == [{"updates": 3, "version": 3}] * 3
         assert told["settings"]["servers"] == 2
+        assert "--also URL" in told["command"]
         names = left_over(server), left_over(other)
         assert [[name[-2:] for name in some] for some in names] == [["-0", "-2"], ["-1"]]
         with pytest.raises(SystemExit, match="other settings"):
             run(integrity.main, "--updates", "12", "--tenants", "3")
+        with pytest.raises(SystemExit, match="2 servers"):
+            run(integrity.main, "--updates", "12", "--tenants", "3", "--fresh")
         run(integrity.main, "--updates", "3", *words, "--fresh", "--erase")
         assert left_over(server) == left_over(other) == []
         # another model would mix two models' answers

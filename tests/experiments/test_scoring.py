@@ -11,9 +11,7 @@ from experiments import cases, wordings
 from experiments.answers import exactly, holds, refuses
 from experiments.data import Generated, Item, Shuffled, Squad
 from experiments.editing import harmonic
-from experiments.journal import Journal, Log, OtherSettings
 from experiments.questions import people
-from experiments.session import measured
 from training.facts import FactGenerator
 from training.relations import RELATIONS
 from training.variety import ASKED, WRAPPERS
@@ -174,25 +172,3 @@ def test_generated_cases_ask_elsewhere_for_what_was_known() -> None:
 def test_harmonic_mean() -> None:
     assert harmonic([0.998, 0.967, 0.571]) == pytest.approx(0.792, abs=5e-4)
     assert harmonic([1.0, 0.0, 1.0]) == 0.0
-
-
-def test_a_journal_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "journal" / "a.jsonl"
-    log = Log(path, {"seed": 1}, "first")
-    Journal(log).add("0", [True])
-    log.close()
-    path.write_bytes(path.read_bytes() + b'{"item": "1", "meas')
-    again = Log(path, {"seed": 1}, "second")
-    assert again.run == "first"
-    journal = Journal(again)
-    assert journal.items == {"0": [True]}
-    journal.add("1", [False])
-    again.close()
-    assert path.read_text().count("\n") == 3
-    with pytest.raises(OtherSettings):
-        Log(path, {"seed": 2}, "third")
-
-
-def test_a_command_is_told_without_where_things_are() -> None:
-    words = ["--url", "http://x", "--items", "5", "--fresh", "--results=/a", "--squad", "/b/s.json", "K=/b/c"]
-    assert measured(words) == ["--items", "5", "--squad", "s.json", "K=c"]
