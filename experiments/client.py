@@ -22,6 +22,7 @@ PATIENCE = 600.0
 UNREACHED = 60.0
 SHORTEST, USUAL = 0.1, 1.0  # pauses before a busy server is asked again: at least, and if it does not say
 EXISTS = "tenant_exists"
+STOP = ["\n"]
 KEY_VARIABLE = "MEMORYLLM_API_KEY"
 
 
@@ -54,8 +55,8 @@ def is_there(response: httpx.Response) -> bool:
 class Client:
     """Talks to a running ``memoryllm serve``. An API key is taken from ``MEMORYLLM_API_KEY``.
 
-    ``template`` holds ``{question}`` and is how questions are put to a model that has no chat template; without
-    one they are chat messages.
+    ``template`` holds ``{question}`` and is how questions are put to a model that has no chat template, which would go
+    on with a question of its own: its answer ends with the line. Without one they are chat messages.
     """
 
     def __init__(self, url: str, connections: int, template: str | None = None) -> None:
@@ -172,6 +173,7 @@ class Client:
         else:
             asked = self.asked(question)
             body["prompt"] = f"{before}\n{asked}" if before else asked
+            body["stop"] = STOP
         answer = await self.call("POST", "/generate", body)
         return str(answer["text"]).strip()
 

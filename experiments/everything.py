@@ -15,6 +15,7 @@ from pathlib import Path
 
 from experiments import report
 from experiments.children import run
+from experiments.session import judging
 
 
 def plan(arguments: argparse.Namespace) -> list[list[str]]:
@@ -48,6 +49,9 @@ def plan(arguments: argparse.Namespace) -> list[list[str]]:
             command.extend(["--template", arguments.template])
     if arguments.minutes:
         commands.append(["forgetting", "--minutes", f"{arguments.minutes:g}", "--items", count(200)])
+    for command in commands:
+        if arguments.judge and command[0] != "editing":
+            command.extend(["--judge", arguments.judge])
     return [command for command in commands if command[0] not in arguments.skip]
 
 
@@ -69,6 +73,7 @@ def options() -> argparse.ArgumentParser:
     add("--zsre", type=Path, help="a file of zsRE in MEND's form")
     add("--counterfact", type=Path, help="a file of CounterFact")
     add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
+    judging(parser)
     add(
         "--minutes", type=float, default=0.0, help="of training for each shape of forgetting (0: none is run)"
     )

@@ -29,7 +29,7 @@ from experiments import plot
 from experiments.client import Client
 from experiments.data import SEED_STRIDE, fair_fact, generator, item_of
 from experiments.interrupted import ERASED, KILLED, forgotten, killed_and_resumed
-from experiments.session import Session, conduct, parser
+from experiments.session import Session, asking, conduct, parser
 from experiments.tables import percent, print_rows
 
 WINDOWS = 100
@@ -156,7 +156,7 @@ class Integrity:
             fact = fair_fact(generator(self.given.seed, tenant * 100_000_000 + turn))
             await client.update(name, fact.statement, short="fill", key=str(turn))
             if turn % every == 0 or turn == last:
-                item = item_of(fact)
+                item = item_of(fact, self.session.exact)
                 given = await client.ask(name, item.question, self.given.max_tokens)
                 right = item.right(given, client.asked(item.question))
                 self.session.log.write(f"{tenant} {turn} {int(right)}".encode())
@@ -243,8 +243,7 @@ def options() -> argparse.ArgumentParser:
         help="another server of the same model, for some of the memories",
     )
     add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
-    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
-    add("--max-tokens", type=int, default=16)
+    asking(made)
     add("--erase", action="store_true", help="erase the memories at the end")
     add("--kill-at", type=int, help="kill the run behind so many answers, and go on")
     add("--child", action="store_true", help=argparse.SUPPRESS)  # the run that --kill-at kills

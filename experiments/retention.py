@@ -26,7 +26,7 @@ import httpx
 from experiments import plot
 from experiments.closed_form import Survival
 from experiments.data import SEED_STRIDE, Generated, Item, Shuffled, Source, Squad
-from experiments.session import Session, conduct, parser
+from experiments.session import Session, asking, conduct, parser
 from experiments.tables import percent, print_rows, share
 
 ITEMS_A_BASE = 10
@@ -39,7 +39,7 @@ class Retention:
 
     def __init__(self, session: Session) -> None:
         self.session, self.client, self.given = session, session.client, session.arguments
-        self.source: Source = source_of(self.given)
+        self.source: Source = source_of(self.given, session.exact)
         self.count: int = min(self.given.items, self.source.size)
         if self.given.shuffle:
             if self.count < 2:
@@ -145,12 +145,12 @@ class Retention:
         }
 
 
-def source_of(arguments: argparse.Namespace) -> Source:
+def source_of(arguments: argparse.Namespace, exact: bool) -> Source:
     """Raises SystemExit for a file that cannot be used."""
     if arguments.squad is None:
-        return Generated(arguments.seed)
+        return Generated(arguments.seed, exact)
     try:
-        return Squad(arguments.squad, arguments.seed)
+        return Squad(arguments.squad, arguments.seed, exact)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
 
@@ -229,8 +229,7 @@ def options() -> argparse.ArgumentParser:
     add("--steps", type=int, nargs="+", default=[0, 1, 5, 10, 20, 50], help="other contexts between")
     add("--warm", type=int, default=0, help="other updates that the memory has taken before")
     add("--squad", type=Path, help="a file in SQuAD's format instead of generated facts")
-    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
-    add("--max-tokens", type=int, default=16)
+    asking(made)
     add("--shuffle", action="store_true", help="control: judge by the answers of other items")
     return made
 

@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import plot
-from experiments.client import Client
+from experiments.client import STOP, Client
 from experiments.journal import AnotherRun, Journal, Log, OtherSettings, claimed, head_of
 from experiments.machine import machine
 
+POCKET = "pocket"
 # these say how to run, not what is measured
 CONDUCT = {"url", "results", "fresh", "concurrency", "kill_at", "quiet", "name", "also", "child", "words"}
 # of these the command that a result shows has nothing
@@ -48,6 +49,23 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def asking(made: argparse.ArgumentParser) -> None:
+    """Adds the options of an experiment that puts questions."""
+    add = made.add_argument
+    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
+    add("--max-tokens", type=int, default=16)
+    judging(made)
+
+
+def judging(made: argparse.ArgumentParser) -> None:
+    rule = "an answer counts if it equals the value, or if it holds it as whole words"
+    made.add_argument(
+        "--judge",
+        choices=("exact", "holds"),
+        help=f"{rule} (default: exact for the pocket model's facts, holds for other models and SQuAD)",
+    )
+
+
 class Session:
     """One run of an experiment against one server."""
 
@@ -56,6 +74,11 @@ class Session:
         self.server: dict[str, Any] = {}
         self.settings: dict[str, Any] = {}
         self.log: Log
+
+    @property
+    def exact(self) -> bool:
+        """By which rule answers count."""
+        return bool(self.arguments.judge == "exact")
 
     @property
     def folder(self) -> Path:
@@ -68,6 +91,10 @@ class Session:
         The settings named in ``extendable`` may differ.
         """
         self.server = await self.client.call("GET", "/ready", once=True)
+        if hasattr(self.arguments, "judge"):
+            own = self.server["model"] == POCKET and getattr(self.arguments, "squad", None) is None
+            self.arguments.judge = self.arguments.judge or ("exact" if own else "holds")
+            self.arguments.stop = STOP if self.client.template else None
         given = {k: v for k, v in vars(self.arguments).items() if k not in CONDUCT | extendable}
         shown = {k: v.name if isinstance(v, Path) else v for k, v in given.items()}
         try:

@@ -29,7 +29,7 @@ from training.examples import ANSWER, TEXT, Group, GroupShape, Key, batch_contex
 from training.model import DTYPES, MemoryModel, ModelConfig, compute_dtype
 from training.optimizer import Optimizer
 from training.pools import compacted, follows, leave_out_forgotten, simulate, write_behind
-from training.progress import Point, matched
+from training.progress import Point, cut_back, matched, replace_text
 from training.stages import Mixture, Old, curriculum
 from training.tokenizer import running_text
 
@@ -76,6 +76,8 @@ class Trainer:
         state = json.loads((out / "state.json").read_text())
         self.step = self.optimizer.count = state["step"]
         self.stage, self.minutes, self.exact = state["stage"], state["minutes"], state["exact"]
+        if self.rank == 0:
+            cut_back(out / "curve.csv", self.step)
 
     def save(self) -> None:
         """Write a checkpoint; state.json last, each file replaced at once."""
@@ -90,7 +92,7 @@ class Trainer:
             "step": self.step, "stage": self.stage, "minutes": self.minutes, "exact": self.exact,
             "config": self.model.config.as_dict(),
         }  # fmt: skip
-        (out / "state.json").write_text(json.dumps(record, indent=1))
+        replace_text(out / "state.json", json.dumps(record, indent=1))
 
     def _tails(self, count: int) -> Tensor:
         """The newest block each context sees: an older step's block, or now and then the initial one."""

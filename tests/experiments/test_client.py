@@ -171,6 +171,9 @@ def test_a_template_is_filled() -> None:
     for template in ("Question: {question} Answer:", None):
         play(handler, lambda talker: talker.ask("t", "Who?", 4, before="Ann."), template)
     assert sent[0]["prompt"] == "Ann.\nQuestion: Who? Answer:"
+    # without a chat template a model goes on with a question of its own
+    assert sent[0]["stop"] == ["\n"]
+    assert "stop" not in sent[1]
     assert sent[1]["messages"] == [{"role": "user", "content": "Ann. Who?"}]
 
 

@@ -224,12 +224,17 @@ def test_the_plan_has_every_experiment() -> None:
         "2",
         "--template",
         "{question}",
+        "--judge",
+        "holds",
+        "--erase",
     ]
     planned = everything.plan(everything.options().parse_args(files))
     assert {words[0] for words in planned} == set(report.SECTIONS)
     modules = [retention, questions, editing, integrity, forgetting]
     for name, *words in planned:
         (module,) = (one for one in modules if one.__name__ == f"experiments.{name}")
-        module.options().parse_args(words)
+        given = module.options().parse_args(words)
+        assert getattr(given, "judge", "holds") == "holds"
+        assert getattr(given, "erase", True)
     names = [words[words.index("--name") + 1] if "--name" in words else words[0] for words in planned]
     assert len(set(names)) == len(names)
