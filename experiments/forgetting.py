@@ -138,7 +138,8 @@ def measure(arguments: argparse.Namespace, name: str, model: str) -> dict[str, A
 
 def rule(arguments: argparse.Namespace) -> str:
     """One for all models: those that are trained here answer as the pocket model does."""
-    return arguments.judge or ("holds" if arguments.models else "exact")
+    chosen: str = arguments.judge or ("holds" if arguments.models else "exact")
+    return chosen
 
 
 def retained(given: argparse.Namespace, url: str) -> dict[str, Any]:

@@ -45,7 +45,10 @@ class Trainer:
         self.arguments, self.rank, self.world = arguments, rank, arguments.processes
         torch.manual_seed(arguments.seed)
         tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
-        config = ModelConfig(vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta)
+        config = ModelConfig(
+            vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta, hidden_size=arguments.width,
+            num_layers=arguments.layers, num_heads=arguments.heads, intermediate_size=arguments.inner,
+        )  # fmt: skip
         if (arguments.out / "state.json").exists():
             config = ModelConfig(**json.loads((arguments.out / "state.json").read_text())["config"])
         self.model = MemoryModel(config, compute_dtype(arguments.dtype))
@@ -275,8 +278,8 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
     Trainer(arguments, rank).run()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     add = parser.add_argument
     add("--tokenizer", type=Path, required=True)
     add("--text", type=Path, help="folder of running English, for a few contexts and for unusual words")
@@ -291,10 +294,22 @@ def main() -> None:
     add("--question-weight", type=float, default=0.2)
     add("--decay", type=float, default=0.3, help="share of the time the learning rate decays over")
     add("--rope-theta", type=float, default=10_000.0)
+    usual = ModelConfig()
+    add("--width", type=int, default=usual.hidden_size, help="d; a run that goes on keeps its own sizes")
+    add("--layers", type=int, default=usual.num_layers)
+    add("--heads", type=int, default=usual.num_heads, help="each of width / heads, an even number")
+    add("--inner", type=int, default=usual.intermediate_size, help="width of the feed-forward part")
     add("--log-every", type=int, default=50)
     add("--dtype", choices=DTYPES, default="auto", help="of the matrix products")
     add("--seed", type=int, default=0)
+    return parser
+
+
+def main() -> None:
+    parser = options()
     arguments = parser.parse_args()
+    if arguments.width % (2 * arguments.heads):
+        parser.error("--width has to be an even number of times --heads")
     arguments.out.mkdir(parents=True, exist_ok=True)
     # Fresh pages from the kernel for every large tensor cost a tenth of the time: let glibc keep its memory. Only a
     # new process heeds this, so that one is started even for a single one.

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import editing, everything, forgetting, integrity, questions, report, retention
 from experiments.client import Client
+from experiments.data import SEED_STRIDE
 from tests.experiments.test_scoring import FLAT, ZSRE, squad
 from tests.server.process import ServerProcess
 
@@ -136,12 +137,15 @@ def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_pat
     assert left_over(server) == []
 
 
-def test_integrity_begins_with_few_memories(run: Run, tmp_path: Path) -> None:
+def test_integrity_begins_with_few_memories(run: Run, server: ServerProcess, tmp_path: Path) -> None:
     words = ["--tenants", "4", "--at-first", "1"]
     told = run(integrity.main, "--updates", "40", *words)
     assert told["tenants"] == [{"updates": 10, "version": 10}] * 4
     _, *lines = (tmp_path / "journal" / "integrity.jsonl").read_text().splitlines()
     assert [int(line.split()[0]) for line in lines[:4]] == [0] * 4
+    # --seed says what they forget
+    seeds = [server.http.get(f"/tenants/{name}").json()["seed"] for name in sorted(left_over(server))]
+    assert seeds == [SEED_STRIDE + number for number in range(4)]
     # who waits for the first to get further does not outlast the time that was given
     assert run(integrity.main, "--updates", "800", *words, "--minutes", "0", "--erase")["updates"] == 40
 
