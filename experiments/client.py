@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,9 @@ from experiments.transport import PlainAnswer, Transport
 BUSY = {429, 503}
 PATIENCE = 600.0
 UNREACHED = 60.0
+SHORTEST, USUAL = 0.1, 1.0  # pauses before a busy server is asked again: at least, and if it does not say
+EXISTS = "tenant_exists"
+STOP = ["\n"]
 KEY_VARIABLE = "MEMORYLLM_API_KEY"
 
 
@@ -30,11 +35,28 @@ class Scores:
     first: list[int]
 
 
+def pause_of(field: bytes | None) -> float:
+    """The seconds that a ``Retry-After`` asks for; of one that is none, or a date, the usual ones."""
+    try:
+        seconds = float(field or b"")
+    except ValueError:
+        return USUAL
+    return max(SHORTEST, seconds) if math.isfinite(seconds) else USUAL
+
+
+def is_there(response: httpx.Response) -> bool:
+    """It says that the tenant exists already."""
+    try:
+        return response.status_code == httpx.codes.CONFLICT and response.json()["error"]["code"] == EXISTS
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 class Client:
     """Talks to a running ``memoryllm serve``. An API key is taken from ``MEMORYLLM_API_KEY``.
 
-    ``template`` holds ``{question}`` and is how questions are put to a model that has no chat template; without
-    one they are chat messages.
+    ``template`` holds ``{question}`` and is how questions are put to a model that has no chat template, which would go
+    on with a question of its own: its answer ends with the line. Without one they are chat messages.
     """
 
     def __init__(self, url: str, connections: int, template: str | None = None) -> None:
@@ -74,33 +96,41 @@ class Client:
     ) -> dict[str, Any]:
         """Raises httpx.HTTPStatusError with the server's message for any answer but a success.
 
-        A busy server is asked again when it says, for ten minutes at most; one that cannot be reached or hangs up, for
-        a minute, unless ``once``. What is sent must therefore do no harm when it comes twice; with ``made`` an
-        answer that the thing exists already is none after a first try that may have made it.
+        A busy server is asked again when it says, unless that is later than ten minutes behind the first try; one that
+        cannot be reached or hangs up, for a minute, unless ``once``; one that does not answer at all is given up
+        after the ten minutes. What is sent must therefore do no harm when it comes twice; with ``made`` an answer that
+        the tenant exists already is none after a try that may have made it.
         """
-        waited = failed = 0.0
+        begin = time.monotonic()
+        failing: float | None = None
+        maybe = False
         while True:
             try:
                 answer = await self._ask(method, path, body)
             except httpx.TransportError:
-                if once or failed >= UNREACHED:
+                now = time.monotonic()
+                # a connection that was closed while idle needs only a new one; a restart takes seconds
+                pause = 0.0 if failing is None else max(0.5, min(now - failing, 5.0))
+                failing = now if failing is None else failing
+                if once or now - failing >= UNREACHED or now - begin >= PATIENCE:
                     raise
-                # a restart takes seconds; a connection that was closed while idle needs only a new one
-                await asyncio.sleep(min(failed, 5.0))
-                failed += max(0.5, min(failed, 5.0))
+                maybe = True
+                await asyncio.sleep(pause)
                 continue
-            if answer.status not in BUSY or waited >= PATIENCE:
+            failing = None
+            pause = pause_of(answer.field(b"retry-after"))
+            if answer.status not in BUSY or time.monotonic() - begin + pause > PATIENCE:
                 break
-            pause = float(answer.field(b"retry-after") or b"1")
+            # a worker that died may have done it before
+            maybe = maybe or answer.status == httpx.codes.SERVICE_UNAVAILABLE
             await asyncio.sleep(pause)
-            waited += max(pause, 0.1)
-        if made and failed and answer.status == httpx.codes.CONFLICT:
-            return {}
         if answer.status >= 400:
             request = self._http.build_request(method, path)
             response = httpx.Response(
                 answer.status, headers=answer.fields, content=answer.content, request=request
             )
+            if made and maybe and is_there(response):
+                return {}
             raise httpx.HTTPStatusError(response.text, request=request, response=response)
         told: dict[str, Any] = json.loads(answer.content)
         return told
@@ -143,6 +173,7 @@ class Client:
         else:
             asked = self.asked(question)
             body["prompt"] = f"{before}\n{asked}" if before else asked
+            body["stop"] = STOP
         answer = await self.call("POST", "/generate", body)
         return str(answer["text"]).strip()
 
@@ -153,6 +184,14 @@ class Client:
 
     async def create(self, tenant: str, seed: int) -> None:
         await self.call("POST", "/tenants", {"id": tenant, "seed": seed}, made=True)
+
+    async def ensure(self, tenant: str, seed: int) -> None:
+        """Creates it unless it is there."""
+        try:
+            await self.create(tenant, seed)
+        except httpx.HTTPStatusError as error:
+            if not is_there(error.response):
+                raise
 
     async def fork(self, tenant: str, target: str) -> None:
         await self.call("POST", f"/tenants/{quote(tenant, safe='')}/fork", {"target": target}, made=True)

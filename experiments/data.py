@@ -24,18 +24,26 @@ ASKED = RELATIONS  # all that the pocket model was trained on
 
 @dataclass(frozen=True)
 class Item:
-    """One context, a question about it, and the answers that count; ``exact``: nothing else may stand beside them."""
+    """One context, a question about it, and the answers that count; ``exact``: nothing else may stand beside them.
+
+    Otherwise they may stand in a sentence, which may hold none of the ``rivals``.
+    """
 
     context: str
     question: str
     answers: tuple[str, ...]
     exact: bool
+    rivals: tuple[str, ...] = ()
 
     def right(self, given: str, asked: str) -> bool:
         """Whether ``given`` answers what was ``asked``, the prompt without contexts; never if that holds the answer."""
         if told_by(asked, self.answers):
             return False
-        return exactly(given, self.answers) if self.exact else holds(given, self.answers)
+        if self.exact:
+            return exactly(given, self.answers)
+        # one that is a part of the answer, or of the question, says nothing
+        others = [rival for rival in self.rivals if not holds(f"{asked} {' '.join(self.answers)}", [rival])]
+        return holds(given, self.answers) and not holds(given, others)
 
 
 class Source(Protocol):
@@ -56,18 +64,18 @@ def generator(seed: int, index: int) -> FactGenerator:
     return FactGenerator(seed * SEED_STRIDE + index, held_out=True, relations=ASKED)
 
 
-def item_of(fact: Fact) -> Item:
-    return Item(fact.statement, fact.question, (fact.answer,), exact=True)
+def item_of(fact: Fact, exact: bool = True) -> Item:
+    return Item(fact.statement, fact.question, (fact.answer,), exact)
 
 
 class Generated:
     """Facts whose names and values the pocket model's training never contained."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.size = seed, sys.maxsize
+    def __init__(self, seed: int, exact: bool = True) -> None:
+        self.seed, self.exact, self.size = seed, exact, sys.maxsize
 
     def item(self, index: int) -> Item:
-        return item_of(self._begin(index)[1])
+        return item_of(self._begin(index)[1], self.exact)
 
     def unrelated(self, index: int) -> Iterator[str]:
         stream, fact = self._begin(index)
@@ -104,9 +112,9 @@ class Shuffled:
 class Squad:
     """Paragraphs, one question of each; unrelated are paragraphs of other articles."""
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, exact: bool = False) -> None:
         """Raises ValueError if the file is not in SQuAD's format."""
-        self.seed = seed
+        self.seed, self.exact = seed, exact
         self._items: list[tuple[int, Item]] = []
         self._contexts: list[tuple[int, str]] = []
         draw = random.Random(seed)
@@ -132,7 +140,7 @@ class Squad:
             answers = tuple(sorted({str(answer["text"]) for answer in given}))
             asked = str(question["question"])
             if answers and not told_by(asked, answers):
-                fit.append(Item(context, asked, answers, exact=False))
+                fit.append(Item(context, asked, answers, self.exact))
         if fit:
             self._items.append((number, draw.choice(fit)))
 

@@ -23,8 +23,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from experiments import cases as data
 from experiments import plot
 from experiments.cases import Case, Cases, Probe
@@ -74,13 +72,8 @@ class Editing:
         async with self._making[world]:
             if world in self._ready:
                 return
-            try:
-                await self.client.create(
-                    self._world(world), self.session.arguments.seed * SEED_STRIDE + world
-                )
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code != 409:
-                    raise
+            seed = self.session.arguments.seed * SEED_STRIDE + world
+            await self.client.ensure(self._world(world), seed)
             for turn, text in enumerate(self.cases.worlds[world]):
                 await self.client.update(self._world(world), text, short="fill", key=f"known-{turn}")
             self._ready.add(world)

@@ -10,11 +10,12 @@ whose file is not given are left out, and so are those that ``--skip`` names. Fo
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 from experiments import report
+from experiments.children import run
+from experiments.session import judging
 
 
 def plan(arguments: argparse.Namespace) -> list[list[str]]:
@@ -34,6 +35,7 @@ def plan(arguments: argparse.Namespace) -> list[list[str]]:
         ["editing", "--generated", "--cases", count(2000), "--name", "editing-generated"],
         ["integrity", "--updates", count(arguments.updates, 100), "--kill-at", count(2000, 20)],
     ]
+    commands[-1] += ["--erase"] * arguments.erase
     if arguments.squad:
         words = ["--squad", str(arguments.squad), "--name", "retention-squad"]
         commands.insert(3, ["retention", "--items", count(200), *steps[:-1], *words])
@@ -47,6 +49,9 @@ def plan(arguments: argparse.Namespace) -> list[list[str]]:
             command.extend(["--template", arguments.template])
     if arguments.minutes:
         commands.append(["forgetting", "--minutes", f"{arguments.minutes:g}", "--items", count(200)])
+    for command in commands:
+        if arguments.judge and command[0] != "editing":
+            command.extend(["--judge", arguments.judge])
     return [command for command in commands if command[0] not in arguments.skip]
 
 
@@ -68,10 +73,12 @@ def options() -> argparse.ArgumentParser:
     add("--zsre", type=Path, help="a file of zsRE in MEND's form")
     add("--counterfact", type=Path, help="a file of CounterFact")
     add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
+    judging(parser)
     add(
         "--minutes", type=float, default=0.0, help="of training for each shape of forgetting (0: none is run)"
     )
     add("--skip", nargs="*", default=[], help="experiments to leave out")
+    add("--erase", action="store_true", help="erase the memories of integrity at the end")
     add("--fresh", action="store_true", help="begin anew")
     add("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -85,9 +92,7 @@ def main() -> int:
     failed = []
     for name, *words in plan(arguments):
         print(f"== {name} {' '.join(words)}", flush=True)
-        if subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", *words, *shared], check=False
-        ).returncode:
+        if run([sys.executable, "-m", f"experiments.{name}", *words, *shared]):
             failed.append(name)
     page = arguments.page or arguments.results / "README.md"
     page.parent.mkdir(parents=True, exist_ok=True)

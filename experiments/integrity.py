@@ -9,40 +9,37 @@ is missing and none comes twice. ``--kill-at n`` shows it: the run kills itself 
 the first answers are of memories as full as the last ones' and not of many young ones.
 ``--also URL``, once or more, shares the memories out over other servers of the same model as well: a worker on a CPU
 keeps one core busy. ``--ask-every m`` asks only after every m-th update. The memories stay, so that the same command
-with more updates goes on from there; ``--erase`` ends that. ``--minutes`` stops the run wherever it is by then. How to
-serve for it is in ``docs/performance.md``.
+with more updates goes on from there; ``--erase`` ends that, and the command then only says so. ``--minutes`` stops the
+run wherever it is by then. How to serve for it is in ``docs/performance.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import math
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 from experiments import plot
 from experiments.client import Client
-from experiments.data import fair_fact, generator, item_of
-from experiments.journal import remove
-from experiments.session import Session, conduct, erase_all, parser
+from experiments.data import SEED_STRIDE, fair_fact, generator, item_of
+from experiments.interrupted import ERASED, KILLED, forgotten, killed_and_resumed
+from experiments.session import Session, asking, conduct, parser
 from experiments.tables import percent, print_rows
 
 WINDOWS = 100
 MOST_WINDOW = 10_000
 YOUNG = 100
-KILLED = b"killed"
 
 
 class Integrity:
-    """One run. A line of its log is "tenant turn right": the answer behind update number ``turn`` of a tenant."""
+    """One run. A line of its log is "tenant turn right": the answer behind update number ``turn`` of a tenant; or that
+    it was killed, or that its memories have been erased."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.client, self.given = session, session.client, session.arguments
@@ -51,6 +48,7 @@ class Integrity:
         self.behind: list[int] = []
         self.turns: Counter[int] = Counter()
         self.kills: list[int] = []
+        self.erased = False
         self._joined = asyncio.Event()
 
     async def run(self) -> dict[str, Any]:
@@ -77,6 +75,8 @@ class Integrity:
         begin, tenants = time.monotonic(), self.given.tenants
         self._end = begin + 60 * self.given.minutes
         self._replay(self.session.log.lines)
+        if self.erased:
+            return await self._told_before()
         before = sum(self.turns.values())
         self._join()
         with self.session.progress() as progress:
@@ -93,8 +93,26 @@ class Integrity:
             "tenants": await self._versions(),
         }
         told = self.session.keep(figures, chart(figures, len(self.answers), self.given.ask_every))
-        for tenant in range(tenants * self.given.erase):
+        if self.given.erase:
+            # first, so that an end between two of them leaves no run that goes on in half of its memories
+            self.session.log.write(ERASED)
+            await self._erase()
+        return told
+
+    async def _erase(self) -> None:
+        for tenant in range(self.given.tenants):
             await self._client(tenant).erase(self.session.tenant(tenant))
+
+    async def _told_before(self) -> dict[str, Any]:
+        """The results of a run whose memories have been erased. Raises SystemExit if it should go on."""
+        if self.given.erase:
+            await self._erase()
+        path = self.session.results
+        done = all(self.turns[tenant] >= self._turns(tenant) for tenant in range(self.given.tenants))
+        if not done or not path.exists():
+            raise SystemExit("the memories of this run have been erased; --fresh begins anew")
+        print(f"the memories of this run have been erased; {path} is what it measured", file=sys.stderr)
+        told: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return told
 
     def _replay(self, lines: list[bytes]) -> None:
@@ -102,9 +120,14 @@ class Integrity:
             if line.startswith(KILLED):
                 self.kills.append(len(self.answers))
                 continue
+            if line.startswith(ERASED):
+                self.erased = True
+                continue
             tenant, turn, right = map(int, line.split())
-            self.turns[tenant] = turn
-            self._count(turn, bool(right))
+            # two runs that once wrote one log have told the same twice
+            if turn > self.turns[tenant]:
+                self.turns[tenant] = turn
+                self._count(turn, bool(right))
 
     def _count(self, turn: int, right: bool) -> None:
         self.answers.append(right)
@@ -128,10 +151,12 @@ class Integrity:
         for turn in range(self.turns[tenant] + 1, last + 1):
             if time.monotonic() > self._end:
                 break
+            if turn == 1:
+                await client.ensure(name, self.given.seed * SEED_STRIDE + tenant)
             fact = fair_fact(generator(self.given.seed, tenant * 100_000_000 + turn))
             await client.update(name, fact.statement, short="fill", key=str(turn))
             if turn % every == 0 or turn == last:
-                item = item_of(fact)
+                item = item_of(fact, self.session.exact)
                 given = await client.ask(name, item.question, self.given.max_tokens)
                 right = item.right(given, client.asked(item.question))
                 self.session.log.write(f"{tenant} {turn} {int(right)}".encode())
@@ -183,9 +208,11 @@ def summary(answers: list[bool], behind: list[int]) -> dict[str, Any]:
     }
 
 
-def chart(figures: dict[str, Any], answers: int, every: int) -> str:
-    """Accuracy by window and running accuracy, over updates."""
+def chart(figures: dict[str, Any], answers: int, every: int) -> str | None:
+    """Accuracy by window and running accuracy, over updates; None if there is no answer yet."""
     size, windows = figures["window"], figures["windows"]
+    if not windows:
+        return None
     points = [((number + 1) * size * every, value) for number, value in enumerate(windows)]
     running, total = [], 0.0
     for number, (at, value) in enumerate(points):
@@ -199,45 +226,6 @@ def chart(figures: dict[str, Any], answers: int, every: int) -> str:
     title = f"Integrity: {answers:,} answers about the newest fact"
     low = 0.9 if lowest >= 0.9 else 0.0
     return plot.line_chart(title, "updates", "right", curves, y_range=(low, 1), y_percent=True)
-
-
-def killed_and_resumed(path: Path, words: list[str], kill_at: int) -> int:
-    """Runs this command as a process of its own, kills that behind ``kill_at`` answers, and runs it again."""
-    command = [sys.executable, "-m", "experiments.integrity", *words]
-    if "--fresh" in words:
-        command.remove("--fresh")
-    if lines(path) <= kill_at:
-        child = subprocess.Popen(command)
-        try:
-            while child.poll() is None and lines(path) <= kill_at:
-                time.sleep(0.02)
-        finally:
-            killed = child.poll() is None
-            if killed:
-                os.kill(child.pid, signal.SIGKILL)
-            child.wait()
-        if not killed:
-            return child.returncode
-        with path.open("r+b") as log:
-            whole = log.read()
-            log.truncate(whole.rfind(b"\n") + 1)
-            log.seek(0, 2)
-            log.write(KILLED + b"\n")
-        print(f"killed behind {lines(path) - 2} answers; going on", file=sys.stderr)
-    return subprocess.run(command, check=False).returncode
-
-
-async def forgotten(urls: list[str], path: Path) -> None:
-    """Forgets what an earlier run has measured, and erases what it has left; the log goes last."""
-    async with AsyncExitStack() as clients:
-        for url in urls:
-            await erase_all(await clients.enter_async_context(Client(url, 2)), "integrity", path)
-    remove(path)
-
-
-def lines(path: Path) -> int:
-    """Whole lines so far, the head among them."""
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def options() -> argparse.ArgumentParser:
@@ -255,30 +243,21 @@ def options() -> argparse.ArgumentParser:
         help="another server of the same model, for some of the memories",
     )
     add("--ask-every", type=int, default=1, help="ask behind every so many updates of a memory")
-    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
-    add("--max-tokens", type=int, default=16)
+    asking(made)
     add("--erase", action="store_true", help="erase the memories at the end")
     add("--kill-at", type=int, help="kill the run behind so many answers, and go on")
+    add("--child", action="store_true", help=argparse.SUPPRESS)  # the run that --kill-at kills
     return made
-
-
-def without(words: list[str], option: str) -> list[str]:
-    """The command line without an option and its value."""
-    kept = [word for word in words if not word.startswith(f"{option}=")]
-    if option in kept:
-        at = kept.index(option)
-        del kept[at : at + 2]
-    return kept
 
 
 def main() -> int:
     arguments = options().parse_args()
     path = arguments.results / "journal" / f"{arguments.name}.jsonl"
-    if arguments.fresh and (arguments.also or arguments.kill_at is not None):
+    if arguments.fresh and not arguments.child:
         asyncio.run(forgotten([arguments.url, *arguments.also], path))
-        arguments.fresh = False
-    if arguments.kill_at is not None:
-        return killed_and_resumed(path, without(sys.argv[1:], "--kill-at"), arguments.kill_at)
+    arguments.fresh = False
+    if arguments.kill_at is not None and not arguments.child:
+        return killed_and_resumed(path, sys.argv[1:], arguments.kill_at)
     arguments.concurrency = max(arguments.concurrency, arguments.tenants)
     # a run goes on with as many, or memories would be looked for where they are not
     arguments.servers = 1 + len(arguments.also)

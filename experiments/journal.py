@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class OtherSettings(Exception):
     """The log is of a run with other settings: its figures may not be mixed with these."""
 
 
-def run_of(path: Path) -> str | None:
-    """The name of the run that a log is of, if there is one."""
+class AnotherRun(Exception):
+    """Another process writes this log: two at once would measure, and erase, in the same memories."""
+
+
+def head_of(path: Path) -> dict[str, Any]:
+    """The first line of a log: its "run" and "settings"; nothing if there is no log."""
     try:
-        run: str = json.loads(path.read_bytes().partition(b"\n")[0])["run"]
+        head: dict[str, Any] = json.loads(path.read_bytes().partition(b"\n")[0])
     except (OSError, ValueError):
-        return None
-    return run
+        return {}
+    return head
 
 
-def remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def judged(settings: dict[str, Any]) -> str:
+    """By which rule answers were judged; what does not say so is from when each kind of text had one of its own."""
+    rule: str = settings.get("judge") or ("holds" if settings.get("squad") else "exact")
+    return rule
+
+
+def differing(kept: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """The settings in which a log's are others. What an older log does not tell is not compared."""
+    if "judge" in given:
+        kept = {"judge": judged(kept), "stop": None} | kept
+    return sorted(name for name in kept if kept[name] != given.get(name))
+
+
+def claimed(path: Path) -> BinaryIO:
+    """The log's file, made if there is none, for this process alone until it is closed. Raises AnotherRun."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise AnotherRun(f"another run is at {path}") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 class Log:
@@ -30,20 +59,29 @@ class Log:
     def __init__(self, path: Path, settings: dict[str, Any], run: str) -> None:
         """Opens the log of the same ``settings``, or begins one, of which ``run`` is the name.
 
-        Raises OtherSettings.
+        Raises OtherSettings and AnotherRun.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = path.read_bytes() if path.exists() else b""
+        self._file = claimed(path)
+        try:
+            self._read(settings, run)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self, settings: dict[str, Any], run: str) -> None:
+        kept = self._file.read()
         whole = kept[: kept.rfind(b"\n") + 1]
         first, *self.lines = whole.splitlines() or [b""]
         if first:
             head = json.loads(first)
-            if head["settings"] != json.loads(json.dumps(settings)):
-                raise OtherSettings(f"{path} is of a run with other settings; --fresh begins anew")
+            others = differing(head["settings"], json.loads(json.dumps(settings)))
+            if others:
+                raise OtherSettings(
+                    f"{self.path} is of a run with other settings ({', '.join(others)}); --fresh begins anew"
+                )
             run = head["run"]
         self.run: str = run
-        self._file = path.open("r+b" if kept else "wb")
         self._file.truncate(len(whole))
         self._file.seek(0, 2)
         if not first:

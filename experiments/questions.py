@@ -3,7 +3,7 @@
     python -m experiments.questions --items 200
 
 people       n people, one fact each, of the same relation, in separate updates; all are asked for. Naming one of the n
-             at random would be right in 1 of n.
+             at random would be right in 1 of n; an answer in a sentence may name none of the others.
 wordings     one fact, asked for in a wording the pocket model's training never used, beside one that it did.
 corrections  a fact, three others, then the same fact with another value: the newer one is right.
 unknown      four facts about others; then a question about somebody never mentioned: "I don't know" is right.
@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from experiments import plot
-from experiments.answers import refuses
+from experiments.answers import holds, refuses
 from experiments.data import SEED_STRIDE, Item, fair_fact, generator, item_of
-from experiments.session import Session, conduct, parser
+from experiments.session import Session, asking, conduct, parser
 from experiments.tables import percent, print_rows
 from experiments.wordings import asked_anew
 from training.facts import Fact, FactGenerator
@@ -47,7 +48,7 @@ class Questions:
     async def run(self) -> dict[str, Any]:
         names = [f"{part}/{index}" for index in range(self.given.items) for part in self.parts]
         items = await self.session.play(names, self.measure)
-        figures = summary(items)
+        figures = summary(items, self.session.exact)
         return self.session.keep(figures, chart(figures["rows"]))
 
     async def measure(self, name: str) -> list[list[Any]]:
@@ -79,7 +80,12 @@ class Questions:
         facts = people(stream, count)
         for fact in facts:
             await self._tell(tenant, fact)
-        return [await self._asked(f"people {count}", tenant, item_of(fact)) for fact in facts]
+        asked = []
+        for fact in facts:
+            others = tuple(other.answer for other in facts if other is not fact)
+            item = replace(item_of(fact, self.session.exact), rivals=others)
+            asked.append(await self._asked(f"people {count}", tenant, item))
+        return asked
 
     async def _wordings(self, stream: FactGenerator, tenant: str, _: int) -> list[list[Any]]:
         fact, question = fair_fact(stream), None
@@ -87,8 +93,8 @@ class Questions:
             fact = fair_fact(stream)
             question = asked_anew(fact, stream.rng)
         await self._tell(tenant, fact)
-        usual = item_of(fact)
-        unseen = Item(fact.statement, question, usual.answers, exact=True)
+        usual = item_of(fact, self.session.exact)
+        unseen = replace(usual, question=question)
         return [
             await self._asked("used wordings", tenant, usual),
             await self._asked("unseen wordings", tenant, unseen),
@@ -101,14 +107,16 @@ class Questions:
         for _ in range(BETWEEN):
             await self._tell(tenant, stream.unrelated(fact))
         await self._tell(tenant, newer)
-        return [await self._asked("corrections", tenant, item_of(newer))]
+        return [await self._asked("corrections", tenant, item_of(newer, self.session.exact))]
 
     async def _unknown(self, stream: FactGenerator, tenant: str, _: int) -> list[list[Any]]:
         fact = fair_fact(stream)
         for _ in range(TOLD):
             await self._tell(tenant, stream.unrelated(fact))
         given = await self.client.ask(tenant, fact.question, self.given.max_tokens)
-        return [["unknown", refuses(given), fact.question, "I don't know", given]]
+        # as everywhere, what the prompt says itself does not count
+        right = refuses(given) and not refuses(self.client.asked(fact.question))
+        return [["unknown", right, fact.question, "I don't know", given]]
 
 
 def people(stream: FactGenerator, count: int) -> list[Fact]:
@@ -126,7 +134,12 @@ def people(stream: FactGenerator, count: int) -> list[Fact]:
                 facts.append(other)
 
 
-def summary(items: dict[str, Any]) -> dict[str, Any]:
+def names(given: str, others: set[str], exact: bool) -> bool:
+    """By the rule that answers are judged by, it is another's value."""
+    return given in others if exact else holds(given, others)
+
+
+def summary(items: dict[str, Any], exact: bool) -> dict[str, Any]:
     """Shares by row; for people, how often another of them was named; how often "I don't know" was said."""
     rows: dict[str, dict[str, Any]] = {}
     misses = []
@@ -136,7 +149,7 @@ def summary(items: dict[str, Any]) -> dict[str, Any]:
             counts = rows.setdefault(row, {"asked": 0, "right": 0, "another_of_them": 0, "refused": 0})
             counts["asked"] += 1
             counts["right"] += right
-            counts["another_of_them"] += not right and given in answers
+            counts["another_of_them"] += not right and names(given, answers - {answer}, exact)
             counts["refused"] += refuses(given)
             if not right:
                 misses.append({"row": row, "question": question, "answer": answer, "given": given})
@@ -164,8 +177,7 @@ def options() -> argparse.ArgumentParser:
     made = parser("questions", __doc__)
     add = made.add_argument
     add("--items", type=int, default=200, help="of each kind")
-    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
-    add("--max-tokens", type=int, default=16)
+    asking(made)
     return made
 
 

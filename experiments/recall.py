@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+import httpx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from experiments.client import Client
 from experiments.data import generator
+from experiments.session import flatten
 
 
 @dataclass
@@ -47,19 +49,21 @@ class Tally:
 
 
 async def one_fact(client: Client, index: int, run: str, seed: int, later: list[int], tally: Tally) -> None:
-    """Plays one fact through in a tenant of its own, which is erased at the end."""
+    """Plays one fact through in a tenant of its own, which is erased at the end, whatever ends it."""
     stream = generator(seed, index)
     fact = stream.fact()
     tenant = f"recall-{run}-{index}"
-    tally.add("empty", fact.question, fact.answer, await client.ask(tenant, fact.question))
-    await client.update(tenant, fact.statement)
-    passed = 0
-    for moment in later:
-        while passed < moment:
-            await client.update(tenant, stream.unrelated(fact).statement)
-            passed += 1
-        tally.add(str(moment), fact.question, fact.answer, await client.ask(tenant, fact.question))
-    await client.erase(tenant)
+    try:
+        tally.add("empty", fact.question, fact.answer, await client.ask(tenant, fact.question))
+        await client.update(tenant, fact.statement)
+        passed = 0
+        for moment in later:
+            while passed < moment:
+                await client.update(tenant, stream.unrelated(fact).statement)
+                passed += 1
+            tally.add(str(moment), fact.question, fact.answer, await client.ask(tenant, fact.question))
+    finally:
+        await client.erase(tenant)
 
 
 async def measure(
@@ -77,7 +81,10 @@ async def measure(
                     await one_fact(client, index, run, seed, later, tally)
                 progress.advance(bar)
 
-            await asyncio.gather(*(play(i) for i in range(facts)))
+            # where one fails the others erase theirs before the client is closed
+            async with asyncio.TaskGroup() as group:
+                for index in range(facts):
+                    group.create_task(play(index))
     return tally, ready
 
 
@@ -95,9 +102,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write figures and misses here")
     arguments = parser.parse_args()
     later = sorted(set(arguments.later))
-    tally, ready = asyncio.run(
-        measure(arguments.url, arguments.facts, later, arguments.seed, arguments.concurrency)
-    )
+    try:
+        tally, ready = asyncio.run(
+            measure(arguments.url, arguments.facts, later, arguments.seed, arguments.concurrency)
+        )
+    except (httpx.HTTPError, BaseExceptionGroup) as caught:
+        error = flatten(caught)
+        if not isinstance(error, httpx.HTTPError):
+            raise
+        raise SystemExit(f"the server at {arguments.url}: {error}") from None
     table = Table(title=f"{arguments.facts} unseen facts, one update each, exact match")
     for column in ("asked", "right", "of", "share"):
         table.add_column(column, justify="left" if column == "asked" else "right")

@@ -15,21 +15,27 @@ from typing import Any
 
 from experiments import papers
 from experiments.editing import MEASURES, harmonic
+from experiments.journal import judged
+from experiments.retention import untold
 from experiments.tables import percent
 
 INTRODUCTION = """# The papers' experiments
 
 Written by `python -m experiments.report` from what the experiments left in a folder; each ran over HTTP against a
-`memoryllm serve` and names its command, seed, machine and date. All of them, and this page, by one command:
+`memoryllm serve`, by the command that it names, with seed, machine and date. All of them anew, and this page, by one:
 
     memoryllm serve        # in another terminal
-    python -m experiments.everything --squad FILE --zsre FILE --counterfact FILE --results docs/results
+    python -m experiments.everything --squad FILE --zsre FILE --counterfact FILE --minutes 1.5 \\
+        --results docs/results --page docs/results.md
 
 `--scale 0.1` runs a tenth of each. A model without a chat template, such as `YuWangX/memoryllm-8b`, is asked by
-`--template "Question: {question} Answer:"`. Interrupted commands go on where they were.
+`--template "Question: {question} Answer:"`; its answer ends with the line. Interrupted commands go on where they were.
 
-Errors are standard errors. Names and values of generated facts are held out of the pocket model's training; an answer
-counts if it equals the value, for SQuAD if it holds one of the answers. What a prompt holds itself never counts.
+Errors are standard errors. Texts are written with `"short": "fill"`: one that is shorter than a block is repeated until
+it fills one. Names and values of generated facts are held out of the pocket model's training. An answer counts by one
+of two rules (`--judge`): *exact*, if it equals the value, for the pocket model; *holds*, if the value stands in it as
+whole words and, of several people, no other's does, for other models, and for SQuAD, where it is one of the answers.
+What a prompt holds itself never counts.
 Results name their model's fingerprint: one of another model than its neighbours' has not been run since.
 """
 
@@ -47,7 +53,13 @@ def with_error(share: float, count: int) -> str:
 def origin(told: dict[str, Any]) -> str:
     model = told.get("settings", {}).get("model")
     served = f"model {model} ({told['settings']['fingerprint'][:8]}), " if model else ""
-    return f"    {told['command']}\n\nSeed {told['seed']}, {served}{told['device']}, {told['machine']}, {told['date']}."
+    measured_on = f"Seed {told['seed']}, {served}{told['device']}, {told['machine']}, {told['date']}"
+    return f"    {told['command']}\n\n{measured_on}{_rule(told)}."
+
+
+def _rule(told: dict[str, Any]) -> str:
+    """How answers were judged; editing has none."""
+    return "" if told["experiment"] == "editing" else f"; judged: {judged(told.get('settings', told))}"
 
 
 def retention(told: dict[str, Any]) -> str:
@@ -64,7 +76,7 @@ def retention(told: dict[str, Any]) -> str:
                 str(row["step"]),
                 with_error(row["memory"], count),
                 percent(row["empty"]),
-                percent(row["prompt"]),
+                percent(row["prompt"]) + _fitted(row),
                 f"{kept['measured']:.2%} ± {100 * kept['standard_error']:.2f}",
                 f"{kept['closed_form']:.2%}",
                 distance,
@@ -73,13 +85,19 @@ def retention(told: dict[str, Any]) -> str:
     head = [
         "contexts since",
         "memory",
-        "empty memory",
+        untold(settings["warm"]),
         "text in the prompt",
         "tokens left",
         "(1 − K/N)^t",
         "errors apart",
     ]
     return f"{told['rows'][0]['items']} items of {told_of}{warm}{control}:\n\n{table(head, rows)}"
+
+
+def _fitted(row: dict[str, Any]) -> str:
+    """How many prompts there were where some had become too long; older results do not say."""
+    count = row.get("prompts", row["items"])
+    return f" of {count}" if 0 < count < row["items"] else ""
 
 
 def questions(told: dict[str, Any]) -> str:
@@ -108,19 +126,25 @@ def integrity(told: dict[str, Any]) -> str:
     counts = [one["updates"] for one in told["tenants"]]
     same = all(one["updates"] == one["version"] for one in told["tenants"])
     each = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    settings = told.get("settings", {})
+    every = settings.get("ask_every", 1)
+    asking = "each with its question" if every == 1 else f"a question behind every {every} of a memory"
     kills = ", ".join(f"{kill:,}" for kill in told["kills_behind_answers"]) or "none"
     rows = [
         ["updates, memories, updates of each", f"{told['updates']:,}, {len(counts)}, {each}"],
         ["the server's versions", "as many as the updates" if same else "**not as many as the updates**"],
         ["answers about the newest fact", f"{told['answers']:,}"],
-        ["right", with_error(told["accuracy"], told["answers"])],
+        ["right", with_error(told["accuracy"], told["answers"]) if told["answers"] else "-"],
         [f"right, first {told['ends']:,}", with_error(told["first"], told["ends"])],
         [f"right, last {told['ends']:,}", with_error(told["last"], told["ends"])],
         [f"right, among a memory's first {told['young']['turns']} updates", _of(told["young"])],
         ["right, later", _of(told["settled"])],
         ["killed and resumed behind answer", kills],
-        ["updates a second, each with its question", f"{told['updates_a_second']:.0f}"],
+        # a run that was resumed has counted none of the time before
+        [f"updates a second since it was last begun or resumed, {asking}", f"{told['updates_a_second']:.0f}"],
     ]
+    if "servers" in settings:
+        rows.insert(1, ["servers", str(settings["servers"])])
     return table(["", ""], rows)
 
 
@@ -133,7 +157,7 @@ def forgetting(told: dict[str, Any]) -> str:
     steps = [row["step"] for row in next(iter(told["shapes"].values()))["rows"]]
     rows = [
         [
-            name,
+            f"{name} ({one['fingerprint'][:8]})" if "fingerprint" in one else name,
             *(f"{percent(row['memory'])} ({percent(row['survival']['closed_form'])})" for row in one["rows"]),
         ]
         for name, one in told["shapes"].items()
@@ -145,6 +169,8 @@ def forgetting(told: dict[str, Any]) -> str:
         if minutes is None
         else f"each trained for {minutes:g} minutes from the same weights"
     )
+    if told.get("start"):
+        how += f" ({told['start'][:8]})"
     head = ["shape", *(f"{step} contexts since" for step in steps)]
     return f"{count} items, {how}; right, and in brackets (1 − K/N)^t:\n\n{table(head, rows)}"
 

@@ -5,10 +5,10 @@
     python -m experiments.retention --squad dev-v1.1.json --name retention-squad
 
 Each item has a memory with a seed of its own. At every step three answers stand beside each other: that of the memory,
-that of an empty memory, and that of an empty memory with all the texts in the prompt, as far as they fit. What is
-left of the context's tokens is counted in the server's own view of the memory, beside (1 - K/N)^t. With ``--warm n``
-items are told to copies of memories that have taken n other updates. ``--shuffle`` judges every question by the
-answers of another item: what is scored then is chance.
+that of the memory before it was told (empty, or with ``--warm n`` a copy of one that has taken n other updates), and
+that of an empty memory with all the texts in the prompt, as far as they fit. What is left of the context's tokens is
+counted in the server's own view of the memory, beside (1 - K/N)^t. ``--shuffle`` judges every question by the answers
+of another item: what is scored then is chance.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 import httpx
 
 from experiments import plot
-from experiments.closed_form import Survival, survival
+from experiments.closed_form import Survival
 from experiments.data import SEED_STRIDE, Generated, Item, Shuffled, Source, Squad
-from experiments.session import Session, conduct, parser
+from experiments.session import Session, asking, conduct, parser
 from experiments.tables import percent, print_rows, share
 
 ITEMS_A_BASE = 10
@@ -39,7 +39,7 @@ class Retention:
 
     def __init__(self, session: Session) -> None:
         self.session, self.client, self.given = session, session.client, session.arguments
-        self.source: Source = source_of(self.given)
+        self.source: Source = source_of(self.given, session.exact)
         self.count: int = min(self.given.items, self.source.size)
         if self.given.shuffle:
             if self.count < 2:
@@ -53,9 +53,8 @@ class Retention:
         figures = summary(items, self.steps)
         if self.given.squad:
             figures["misses"] = []  # they quote the file
-        told = self.session.keep(
-            figures, chart(figures, "Retention" + (" (control: shuffled)" * self.given.shuffle))
-        )
+        title = "Retention" + (" (control: shuffled)" * self.given.shuffle)
+        told = self.session.keep(figures, chart(figures, title, untold(self.given.warm)))
         for name in ["empty", *(f"base-{number}" for number in range(self.bases))]:
             await self.client.erase(self.session.tenant(name))
         return told
@@ -108,11 +107,7 @@ class Retention:
     async def _warm(self, base: str, number: int) -> None:
         """A memory that has taken ``--warm`` other updates; each is sent once, whatever was interrupted."""
         seed = self.given.seed * SEED_STRIDE + number
-        try:
-            await self.client.create(base, seed)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != 409:
-                raise
+        await self.client.ensure(base, seed)
         first = number * ITEMS_A_BASE
         own = {self.source.item(i).context for i in range(first, min(first + ITEMS_A_BASE, self.count))}
         others = (text for text in self.source.unrelated(WARM_STREAM + number) if text not in own)
@@ -150,12 +145,12 @@ class Retention:
         }
 
 
-def source_of(arguments: argparse.Namespace) -> Source:
+def source_of(arguments: argparse.Namespace, exact: bool) -> Source:
     """Raises SystemExit for a file that cannot be used."""
     if arguments.squad is None:
-        return Generated(arguments.seed)
+        return Generated(arguments.seed, exact)
     try:
-        return Squad(arguments.squad, arguments.seed)
+        return Squad(arguments.squad, arguments.seed, exact)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
 
@@ -180,6 +175,7 @@ def summary(items: dict[str, Any], steps: list[int]) -> dict[str, Any]:
                 "memory": share(one["memory"] for one in told),
                 "empty": share(item["empty"] for item in items.values()),
                 "prompt": share(in_prompt) if in_prompt else None,
+                "prompts": len(in_prompt),
                 "survival": kept.figures(),
             }
         )
@@ -194,25 +190,31 @@ def summary(items: dict[str, Any], steps: list[int]) -> dict[str, Any]:
     return {"rows": rows, "shape": shape, "misses": misses[:MISSES]}
 
 
-def chart(figures: dict[str, Any], title: str) -> str:
-    """The three rows, the measured survival and the closed form, by step."""
-    rows, shape = figures["rows"], figures["shape"]
-    pool = shape["num_tokens"] * shape["num_blocks"]
+def untold(warm: int) -> str:
+    """What the memory is before the item is told."""
+    return "before it was told" if warm else "empty memory"
+
+
+def chart(figures: dict[str, Any], title: str, before: str) -> str:
+    """The three rows, the measured survival and the closed form, by step; ``before`` names the memory not yet told."""
+    rows = figures["rows"]
 
     def curve(name: str, key: str) -> plot.Curve:
         told = [row for row in rows if row[key] is not None]
-        errors = [(row[key] * (1 - row[key]) / row["items"]) ** 0.5 for row in told]
+        # prompts that became too long were not asked
+        counts = [row.get("prompts", row["items"]) if key == "prompt" else row["items"] for row in told]
+        errors = [(row[key] * (1 - row[key]) / count) ** 0.5 for row, count in zip(told, counts, strict=True)]
         return plot.Curve(name, [(row["step"], row[key]) for row in told], errors)
 
-    last = rows[-1]["step"]
     curves = [
         curve("memory", "memory"),
         curve("text in the prompt", "prompt"),
-        curve("empty memory", "empty"),
+        curve(before, "empty"),
         plot.Curve("tokens that survive", [(row["step"], row["survival"]["measured"]) for row in rows]),
+        # t counts updates, of which a long context takes several
         plot.Curve(
             "closed form (1 - K/N)^t",
-            [(t, survival(shape["num_tokens"], pool, t)) for t in range(last + 1)],
+            [(row["step"], row["survival"]["closed_form"]) for row in rows],
             dashed=True,
         ),
     ]
@@ -227,8 +229,7 @@ def options() -> argparse.ArgumentParser:
     add("--steps", type=int, nargs="+", default=[0, 1, 5, 10, 20, 50], help="other contexts between")
     add("--warm", type=int, default=0, help="other updates that the memory has taken before")
     add("--squad", type=Path, help="a file in SQuAD's format instead of generated facts")
-    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
-    add("--max-tokens", type=int, default=16)
+    asking(made)
     add("--shuffle", action="store_true", help="control: judge by the answers of other items")
     return made
 
@@ -246,7 +247,7 @@ def main() -> int:
         [
             "contexts since",
             "memory",
-            "empty",
+            untold(arguments.warm),
             "text in prompt",
             "tokens left",
             "closed form",

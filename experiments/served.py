@@ -36,12 +36,16 @@ class Served:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
-        end = time.monotonic() + START_SECONDS
-        while self._process.poll() is None and time.monotonic() < end:
-            found = re.search(r"listening on (http://\S+)", self._log.read_text("utf-8", "replace"))
-            if found and _ready(found.group(1)):
-                return found.group(1)
-            threading.Event().wait(0.1)
+        try:
+            end = time.monotonic() + START_SECONDS
+            while self._process.poll() is None and time.monotonic() < end:
+                found = re.search(r"listening on (http://\S+)", self._log.read_text("utf-8", "replace"))
+                if found and _ready(found.group(1)):
+                    return found.group(1)
+                threading.Event().wait(0.1)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         self.__exit__(None, None, None)
         raise RuntimeError(f"the server did not become ready; see {self._log}")
 

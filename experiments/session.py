@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import hashlib
 import json
 import secrets
 import shlex
@@ -18,12 +19,16 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import plot
-from experiments.client import Client
-from experiments.journal import Journal, Log, OtherSettings, remove, run_of
+from experiments.client import STOP, Client
+from experiments.journal import AnotherRun, Journal, Log, OtherSettings, claimed, head_of
 from experiments.machine import machine
 
+POCKET = "pocket"
 # these say how to run, not what is measured
-CONDUCT = {"url", "results", "fresh", "concurrency", "kill_at", "quiet", "name", "also"}
+CONDUCT = {"url", "results", "fresh", "concurrency", "kill_at", "quiet", "name", "also", "child", "words"}
+# of these the command that a result shows has nothing
+UNTOLD = CONDUCT - {"concurrency", "kill_at", "also"}
+FLAGS = {"fresh", "quiet", "child"}
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -35,13 +40,30 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--url", default="http://127.0.0.1:8000", help="a running memoryllm serve")
-    add("--seed", type=int, default=1, help="of the facts and of what memories forget")
+    add("--seed", type=int, default=1, help="of the facts, and of what new memories forget")
     add("--concurrency", type=int, default=8, help="items at once, each in a memory of its own")
     add("--results", type=Path, default=Path("results"), help="folder of JSON, plots and journals")
     add("--name", default=name, help="of the files in it")
     add("--fresh", action="store_true", help="forget what an interrupted run has measured")
     add("--quiet", action="store_true", help="no progress bar")
     return made
+
+
+def asking(made: argparse.ArgumentParser) -> None:
+    """Adds the options of an experiment that puts questions."""
+    add = made.add_argument
+    add("--template", help='for models without a chat template, such as "Question: {question} Answer:"')
+    add("--max-tokens", type=int, default=16)
+    judging(made)
+
+
+def judging(made: argparse.ArgumentParser) -> None:
+    rule = "an answer counts if it equals the value, or if it holds it as whole words"
+    made.add_argument(
+        "--judge",
+        choices=("exact", "holds"),
+        help=f"{rule} (default: exact for the pocket model's facts, holds for other models and SQuAD)",
+    )
 
 
 class Session:
@@ -54,6 +76,11 @@ class Session:
         self.log: Log
 
     @property
+    def exact(self) -> bool:
+        """By which rule answers count."""
+        return bool(self.arguments.judge == "exact")
+
+    @property
     def folder(self) -> Path:
         results: Path = self.arguments.results
         return results
@@ -64,17 +91,27 @@ class Session:
         The settings named in ``extendable`` may differ.
         """
         self.server = await self.client.call("GET", "/ready", once=True)
+        if hasattr(self.arguments, "judge"):
+            own = self.server["model"] == POCKET and getattr(self.arguments, "squad", None) is None
+            self.arguments.judge = self.arguments.judge or ("exact" if own else "holds")
+            self.arguments.stop = STOP if self.client.template else None
         given = {k: v for k, v in vars(self.arguments).items() if k not in CONDUCT | extendable}
         shown = {k: v.name if isinstance(v, Path) else v for k, v in given.items()}
-        self.settings = shown | {"model": self.server["model"], "fingerprint": self.server["fingerprint"]}
-        if self.arguments.fresh:
-            await forget(self.client, self.experiment, self.path)
         try:
+            shown |= {f"{k}_sha256": short_hash(v) for k, v in given.items() if isinstance(v, Path)}
+            served = {key: self.server[key] for key in ("model", "fingerprint", "device", "dtype")}
+            self.settings = shown | served
+            if self.arguments.fresh:
+                await forget([self.client], self.experiment, self.path)
             self.log = Log(self.path, self.settings, secrets.token_hex(3))
-        except OtherSettings as error:
+        except (OSError, OtherSettings, AnotherRun) as error:
             raise SystemExit(str(error)) from None
         if self.log.lines:
             print(f"going on behind {len(self.log.lines)} lines of {self.path}", file=sys.stderr)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / f"{self.arguments.name}.json"
 
     @property
     def path(self) -> Path:
@@ -115,34 +152,48 @@ class Session:
 
     def keep(self, figures: dict[str, Any], chart: str | None) -> dict[str, Any]:
         """Writes ``NAME.json`` and ``NAME.svg``; returns what the former holds."""
-        command = shlex.join(["python", "-m", f"experiments.{self.experiment}", *measured(sys.argv[1:])])
+        words = getattr(self.arguments, "words", sys.argv[1:])
+        command = shlex.join(["python", "-m", f"experiments.{self.experiment}", *measured(words)])
         told = {
             "experiment": self.experiment,
             "command": command,
             "seed": self.arguments.seed,
-            "machine": machine(),
+            "machine": machine(self.arguments.url, *getattr(self.arguments, "also", [])),
             "device": f"{self.server['device']}, {self.server['dtype']}",
             "date": datetime.date.today().isoformat(),
             "settings": self.settings,
             **figures,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{self.arguments.name}.json"
+        path = self.results
         path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        if chart is not None:
+        if chart is None:
+            path.with_suffix(".svg").unlink(missing_ok=True)  # one of an earlier run
+        else:
             plot.write(path.with_suffix(".svg"), chart)
         return told
 
 
-async def forget(client: Client, experiment: str, path: Path) -> None:
-    """Removes the log of an earlier run, and the memories that this has left in the server."""
-    await erase_all(client, experiment, path)
-    remove(path)
+def short_hash(path: Path) -> str:
+    """What tells a file of data from another of the same name. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+async def forget(clients: Sequence[Client], experiment: str, path: Path) -> None:
+    """Erases the memories that an earlier run has left in the servers, and empties its log; that goes last.
+
+    Raises AnotherRun where that run still goes on.
+    """
+    with claimed(path) as log:
+        for client in clients:
+            await erase_all(client, experiment, path)
+        log.truncate(0)
 
 
 async def erase_all(client: Client, experiment: str, path: Path) -> None:
     """Erases the memories that the run of this log has left in the server."""
-    run = run_of(path)
+    run = head_of(path).get("run")
     if run is not None:
         prefix = f"{experiment}-{run}-"
         page = await client.call("GET", f"/tenants?limit=1000&after={prefix}")
@@ -154,13 +205,16 @@ async def erase_all(client: Client, experiment: str, path: Path) -> None:
 
 
 def measured(words: Sequence[str]) -> list[str]:
-    """The command line without what has no bearing on the figures, such as where a user keeps the data."""
+    """The command line without what has no bearing on the figures, such as where a user keeps the data and where
+    the servers are; how many of these there were stays."""
     kept: list[str] = []
     skip = False
     for word in words:
         option = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if skip or (word.startswith("--") and option in CONDUCT - {"concurrency"}):
-            skip = not skip and "=" not in word and option not in {"fresh", "quiet"}
+        if skip or (word.startswith("--") and option in UNTOLD | {"also"}):
+            if option == "also" and not skip:
+                kept += ["--also", "URL"]
+            skip = not skip and "=" not in word and option not in FLAGS
             continue
         name, sign, value = word.rpartition("=")
         kept.append(name + sign + Path(value).name if Path(value).is_absolute() else word)

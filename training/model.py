@@ -2,7 +2,7 @@
 
 B contexts are written at once and G memory pools are read at once; both passes compute exactly what serving computes
 one context and one pool at a time. Weights of all layers are stacked, so that one cast and one optimizer call serve
-them all; `training.export` takes them apart into the published checkpoint layout.
+them all; `training.published` takes them apart into the published checkpoint layout.
 """
 
 from __future__ import annotations

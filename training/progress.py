@@ -49,6 +49,22 @@ class Point:
             curve.write(("" if curve.tell() else ",".join(names) + "\n") + ",".join(told) + "\n")
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that whoever is interrupted leaves the old one or the new one."""
+    part = path.with_name(f"{path.name}.tmp")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Takes points behind `step` off a curve, if there is one: a run that goes on from there comes to them again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    if lines:
+        # a kill may have torn the last one
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+        replace_text(path, lines[0] + "".join(kept))
+
+
 def matched(kind: Tensor, right: Tensor) -> list[float]:
     """How many answers are right in every token, and how many there are: known ones, then unknown ones.
 

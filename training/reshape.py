@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from training.model import MemoryModel
 from training.optimizer import Optimizer
+from training.progress import replace_text
 from training.published import load_published
 from training.stages import curriculum
 from training.train import MATRICES
@@ -44,7 +45,7 @@ def begin(model: MemoryModel, out: Path) -> None:
         "minutes": 0.0,
         "exact": 0.0,
     }
-    (out / "state.json").write_text(json.dumps(record | {"config": model.config.as_dict()}, indent=1))
+    replace_text(out / "state.json", json.dumps(record | {"config": model.config.as_dict()}, indent=1))
 
 
 def main() -> None:

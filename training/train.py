@@ -29,7 +29,7 @@ from training.examples import ANSWER, TEXT, Group, GroupShape, Key, batch_contex
 from training.model import DTYPES, MemoryModel, ModelConfig, compute_dtype
 from training.optimizer import Optimizer
 from training.pools import compacted, follows, leave_out_forgotten, simulate, write_behind
-from training.progress import Point, matched
+from training.progress import Point, cut_back, matched, replace_text
 from training.stages import Mixture, Old, curriculum
 from training.tokenizer import running_text
 
@@ -45,7 +45,10 @@ class Trainer:
         self.arguments, self.rank, self.world = arguments, rank, arguments.processes
         torch.manual_seed(arguments.seed)
         tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
-        config = ModelConfig(vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta)
+        config = ModelConfig(
+            vocab_size=tokenizer.get_vocab_size(), rope_theta=arguments.rope_theta, hidden_size=arguments.width,
+            num_layers=arguments.layers, num_heads=arguments.heads, intermediate_size=arguments.inner,
+        )  # fmt: skip
         if (arguments.out / "state.json").exists():
             config = ModelConfig(**json.loads((arguments.out / "state.json").read_text())["config"])
         self.model = MemoryModel(config, compute_dtype(arguments.dtype))
@@ -76,6 +79,8 @@ class Trainer:
         state = json.loads((out / "state.json").read_text())
         self.step = self.optimizer.count = state["step"]
         self.stage, self.minutes, self.exact = state["stage"], state["minutes"], state["exact"]
+        if self.rank == 0:
+            cut_back(out / "curve.csv", self.step)
 
     def save(self) -> None:
         """Write a checkpoint; state.json last, each file replaced at once."""
@@ -90,7 +95,7 @@ class Trainer:
             "step": self.step, "stage": self.stage, "minutes": self.minutes, "exact": self.exact,
             "config": self.model.config.as_dict(),
         }  # fmt: skip
-        (out / "state.json").write_text(json.dumps(record, indent=1))
+        replace_text(out / "state.json", json.dumps(record, indent=1))
 
     def _tails(self, count: int) -> Tensor:
         """The newest block each context sees: an older step's block, or now and then the initial one."""
@@ -273,8 +278,8 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
     Trainer(arguments, rank).run()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     add = parser.add_argument
     add("--tokenizer", type=Path, required=True)
     add("--text", type=Path, help="folder of running English, for a few contexts and for unusual words")
@@ -289,10 +294,22 @@ def main() -> None:
     add("--question-weight", type=float, default=0.2)
     add("--decay", type=float, default=0.3, help="share of the time the learning rate decays over")
     add("--rope-theta", type=float, default=10_000.0)
+    usual = ModelConfig()
+    add("--width", type=int, default=usual.hidden_size, help="d; a run that goes on keeps its own sizes")
+    add("--layers", type=int, default=usual.num_layers)
+    add("--heads", type=int, default=usual.num_heads, help="each of width / heads, an even number")
+    add("--inner", type=int, default=usual.intermediate_size, help="width of the feed-forward part")
     add("--log-every", type=int, default=50)
     add("--dtype", choices=DTYPES, default="auto", help="of the matrix products")
     add("--seed", type=int, default=0)
+    return parser
+
+
+def main() -> None:
+    parser = options()
     arguments = parser.parse_args()
+    if arguments.width % (2 * arguments.heads):
+        parser.error("--width has to be an even number of times --heads")
     arguments.out.mkdir(parents=True, exist_ok=True)
     # Fresh pages from the kernel for every large tensor cost a tenth of the time: let glibc keep its memory. Only a
     # new process heeds this, so that one is started even for a single one.

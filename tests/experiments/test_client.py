@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -57,19 +59,106 @@ def test_what_the_lost_try_had_made_is_made() -> None:
         play(handler, lambda talker: talker.fork("t", "u"))
 
 
-def test_a_server_that_is_not_there_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_that_it_is_there_counts_as_made() -> None:
+    """A worker that died may have made the tenant before; another conflict says nothing of that."""
+    for first in (503, None):
+        for code in ("tenant_exists", "version_conflict"):
+            answers = [first, httpx.Response(409, json={"error": {"code": code}})]
+
+            def handler(request: httpx.Request, answers: list[Any] = answers) -> httpx.Response:
+                answer = answers.pop(0)
+                if answer is None:
+                    raise httpx.ReadError("", request=request)
+                return httpx.Response(answer, headers={"retry-after": "0"}) if answer == 503 else answer
+
+            made = nullcontext() if code == "tenant_exists" else pytest.raises(httpx.HTTPStatusError)
+            with made:
+                play(handler, lambda talker: talker.create("t", 1))
+    # who was only told to wait has made nothing
+    held = [429, 409]
+    with pytest.raises(httpx.HTTPStatusError):
+        play(
+            lambda _: httpx.Response(held.pop(0), json={"error": {"code": "tenant_exists"}}),
+            lambda talker: talker.create("t", 1),
+        )
+
+
+class Clock:
+    """Time that passes only where somebody waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(client, "asyncio", SimpleNamespace(sleep=self.sleep))
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("error", "each", "least", "most"),
+    # one that refuses for a minute; one that hangs as long as the client's own patience lasts, once
+    [(httpx.ConnectError, 0.0, 60.0, 65.0), (httpx.ReadTimeout, client.PATIENCE, 600.0, 600.0)],
+)
+def test_a_server_that_is_not_there_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, error: type[httpx.TransportError], each: float, least: float, most: float
+) -> None:
+    clock = Clock(monkeypatch)
+
     def handler(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused", request=request)
+        clock.now += each
+        raise error("", request=request)
 
-    monkeypatch.setattr(client, "UNREACHED", 1.0)
-    for once in (True, False):
-        with pytest.raises(httpx.ConnectError):
-            play(handler, lambda talker, once=once: talker.call("GET", "/ready", once=once))  # type: ignore[misc]
+    with pytest.raises(error):
+        play(handler, lambda talker: talker.call("GET", "/ready", once=True))
+    assert clock.now == each
+    clock.now = 0.0
+    with pytest.raises(error):
+        play(handler, lambda talker: talker.call("GET", "/ready"))
+    assert least <= clock.now <= most
 
 
-def test_a_busy_server_is_asked_again_when_it_says() -> None:
-    answers = [httpx.Response(429, headers={"retry-after": "0"}), httpx.Response(200, json={"text": " yes "})]
+def test_a_connection_that_breaks_late_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, tries = Clock(monkeypatch), []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        tries.append(request)
+        if len(tries) == 1:
+            clock.now += 400.0
+            raise httpx.ReadError("", request=request)
+        return httpx.Response(200, json={"text": "yes"})
+
+    assert play(handler, lambda talker: talker.ask("t", "Who?")) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("told", "waited"),
+    [
+        ("7", 7.0),
+        ("0", client.SHORTEST),
+        ("Sat, 28 Nov 2026 17:00:00 GMT", client.USUAL),
+        ("inf", client.USUAL),
+        (None, client.USUAL),
+    ],
+)
+def test_a_busy_server_is_asked_again_when_it_says(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, waited: float
+) -> None:
+    clock = Clock(monkeypatch)
+    headers = {} if told is None else {"retry-after": told}
+    answers = [httpx.Response(429, headers=headers), httpx.Response(200, json={"text": " yes "})]
     assert play(lambda _: answers.pop(0), lambda talker: talker.ask("t", "Who?")) == "yes"
+    assert clock.now == waited
+
+
+def test_a_busy_server_is_not_waited_for_beyond_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    for pause, spent in (("86400", 0.0), ("250", 500.0)):
+        clock.now = 0.0
+        busy = httpx.Response(429, headers={"retry-after": pause}, text="later")
+        with pytest.raises(httpx.HTTPStatusError, match="later"):
+            play(lambda _, busy=busy: busy, lambda talker: talker.ask("t", "Who?"))  # type: ignore[misc]
+        assert clock.now == spent
 
 
 def test_a_template_is_filled() -> None:
@@ -82,6 +171,9 @@ def test_a_template_is_filled() -> None:
     for template in ("Question: {question} Answer:", None):
         play(handler, lambda talker: talker.ask("t", "Who?", 4, before="Ann."), template)
     assert sent[0]["prompt"] == "Ann.\nQuestion: Who? Answer:"
+    # without a chat template a model goes on with a question of its own
+    assert sent[0]["stop"] == ["\n"]
+    assert "stop" not in sent[1]
     assert sent[1]["messages"] == [{"role": "user", "content": "Ann. Who?"}]
 
 

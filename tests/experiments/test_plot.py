@@ -7,8 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from experiments import curve
-from experiments.plot import LEFT, RIGHT, WIDTH, Curve, line_chart, log_axis, ticks
+from experiments import curve, retention
+from experiments.plot import (
+    BOTTOM,
+    COLOURS,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Curve,
+    line_chart,
+    log_axis,
+    ticks,
+)
 from training.progress import Point
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -84,3 +96,30 @@ def test_the_curve_of_a_training_run(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="no column 'step'"):
         curve.chart(tmp_path / "other.csv")
+
+
+def test_the_closed_form_counts_updates_not_contexts() -> None:
+    """A context of two blocks leaves (1 - K/N)^2t behind t others."""
+    layer = {"age": 0, "held": [16, 16], "num_tokens": 16, "num_blocks": 50}
+    told = {"memory": True, "prompt": None, "given": ""}
+    steps = {str(step): told | layer | {"age": 2 * step} for step in (0, 10)}
+    items = {"0": {"unit": 0, "question": "", "answers": [""], "empty": False, "steps": steps}}
+    chart = retention.chart(retention.summary(items, [0, 10]), "", "")
+    last = ElementTree.fromstring(chart).findall(f"{SVG}circle")[-1]
+    assert float(last.attrib["cy"]) == pytest.approx(
+        HEIGHT - BOTTOM - 0.98**20 * (HEIGHT - TOP - BOTTOM), abs=0.1
+    )
+
+
+def test_error_bars_are_of_the_prompts_that_fitted() -> None:
+    row = {"step": 0, "items": 100, "memory": 1.0, "empty": 0.0, "prompt": 0.5}
+    survival = {"measured": 1.0, "closed_form": 1.0}
+    lengths = []
+    for counted in ({"prompts": 4}, {}):  # older results do not say how many
+        chart = retention.chart({"rows": [row | counted | {"survival": survival}]}, "", "told nothing")
+        assert ">told nothing<" in chart
+        paths = [one.attrib for one in ElementTree.fromstring(chart).iter(f"{SVG}path")]
+        (bar,) = (one["d"] for one in paths if one["stroke"] == COLOURS[1] and "V" in one["d"])
+        low, high = (float(part) for part in bar.split(" ")[1].split("V"))
+        lengths.append((low - high) / (HEIGHT - TOP - BOTTOM))
+    assert lengths == pytest.approx([2 * 0.25, 2 * 0.05], abs=0.001)

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import editing, everything, forgetting, integrity, questions, report, retention
 from experiments.client import Client
+from experiments.data import SEED_STRIDE
 from tests.experiments.test_scoring import FLAT, ZSRE, squad
 from tests.server.process import ServerProcess
 
@@ -113,7 +114,8 @@ def test_editing(run: Run, server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_path: Path) -> None:
-    run(integrity.main, "--updates", "60", "--tenants", "4", "--kill-at", "20")
+    shown = run(integrity.main, "--updates", "60", "--tenants", "4", "--kill-at", "20")
+    assert "--tenants 4 --kill-at 20" in shown["command"]
     told = json.loads((tmp_path / "integrity.json").read_text())
     assert len(told["kills_behind_answers"]) == 1
     assert 20 <= told["kills_behind_answers"][0] < 60
@@ -125,16 +127,25 @@ def test_integrity_goes_on_after_a_kill(run: Run, server: ServerProcess, tmp_pat
     assert longer["tenants"] == [{"updates": 17, "version": 17}] * 2 + [{"updates": 16, "version": 16}] * 2
     assert len(left_over(server)) == 4
     assert run(integrity.main, "--updates", "99", "--tenants", "4", "--minutes", "0")["updates"] == 66
-    run(integrity.main, "--updates", "2", "--tenants", "2", "--fresh", "--erase")
+    small = ["--updates", "2", "--tenants", "2"]
+    told = run(integrity.main, *small, "--fresh", "--erase")
+    assert left_over(server) == []
+    # the same command tells what was measured; none goes on in memories that are not there
+    assert run(integrity.main, *small, "--erase") == told
+    with pytest.raises(SystemExit, match="have been erased"):
+        run(integrity.main, "--updates", "4", "--tenants", "2")
     assert left_over(server) == []
 
 
-def test_integrity_begins_with_few_memories(run: Run, tmp_path: Path) -> None:
+def test_integrity_begins_with_few_memories(run: Run, server: ServerProcess, tmp_path: Path) -> None:
     words = ["--tenants", "4", "--at-first", "1"]
     told = run(integrity.main, "--updates", "40", *words)
     assert told["tenants"] == [{"updates": 10, "version": 10}] * 4
     _, *lines = (tmp_path / "journal" / "integrity.jsonl").read_text().splitlines()
     assert [int(line.split()[0]) for line in lines[:4]] == [0] * 4
+    # --seed says what they forget
+    seeds = [server.http.get(f"/tenants/{name}").json()["seed"] for name in sorted(left_over(server))]
+    assert seeds == [SEED_STRIDE + number for number in range(4)]
     # who waits for the first to get further does not outlast the time that was given
     assert run(integrity.main, "--updates", "800", *words, "--minutes", "0", "--erase")["updates"] == 40
 
@@ -147,10 +158,13 @@ def test_integrity_shares_its_memories_out_over_servers(
         told = run(integrity.main, "--updates", "9", *words, "--kill-at", "2")
         assert told["tenants"] == [{"updates": 3, "version": 3}] * 3
         assert told["settings"]["servers"] == 2
+        assert "--also URL" in told["command"]
         names = left_over(server), left_over(other)
         assert [[name[-2:] for name in some] for some in names] == [["-0", "-2"], ["-1"]]
         with pytest.raises(SystemExit, match="other settings"):
             run(integrity.main, "--updates", "12", "--tenants", "3")
+        with pytest.raises(SystemExit, match="2 servers"):
+            run(integrity.main, "--updates", "12", "--tenants", "3", "--fresh")
         run(integrity.main, "--updates", "3", *words, "--fresh", "--erase")
         assert left_over(server) == left_over(other) == []
         # another model would mix two models' answers
@@ -214,12 +228,17 @@ def test_the_plan_has_every_experiment() -> None:
         "2",
         "--template",
         "{question}",
+        "--judge",
+        "holds",
+        "--erase",
     ]
     planned = everything.plan(everything.options().parse_args(files))
     assert {words[0] for words in planned} == set(report.SECTIONS)
     modules = [retention, questions, editing, integrity, forgetting]
     for name, *words in planned:
         (module,) = (one for one in modules if one.__name__ == f"experiments.{name}")
-        module.options().parse_args(words)
+        given = module.options().parse_args(words)
+        assert getattr(given, "judge", "holds") == "holds"
+        assert getattr(given, "erase", True)
     names = [words[words.index("--name") + 1] if "--name" in words else words[0] for words in planned]
     assert len(set(names)) == len(names)

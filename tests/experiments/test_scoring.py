@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,9 +16,8 @@ from experiments import cases, wordings
 from experiments.answers import exactly, holds, refuses
 from experiments.data import Generated, Item, Shuffled, Squad
 from experiments.editing import harmonic
-from experiments.journal import Journal, Log, OtherSettings
-from experiments.questions import people
-from experiments.session import measured
+from experiments.questions import Questions, people, summary
+from experiments.session import Session
 from training.facts import FactGenerator
 from training.relations import RELATIONS
 from training.variety import ASKED, WRAPPERS
@@ -42,6 +46,78 @@ def test_an_answer_in_the_prompt_scores_nothing() -> None:
     free = Item("", item.question, ("Rex",), exact=False)
     assert free.right("It is Rex.", free.question)
     assert not free.right("It is Rex.", f"The dog is (Rex). {free.question}")
+
+
+def test_a_sentence_may_name_nobody_elses_value() -> None:
+    item = Item("", "What is Ann's dog called?", ("Rex Max",), exact=False, rivals=("Bruno", "Rex", "Ann"))
+    assert item.right("Ann's dog is called Rex Max.", item.question)  # Rex and Ann are not others' there
+    assert not item.right("It is Rex Max, or Bruno.", item.question)
+    assert not item.right("It is Bruno.", item.question)
+
+
+class Speaker:
+    """A server that says what it is told to; ``template`` is what it is asked in."""
+
+    def __init__(self, says: Callable[[str], str], template: str = "{question}") -> None:
+        self.says, self.template = says, template
+
+    def asked(self, question: str) -> str:
+        return self.template.replace("{question}", question)
+
+    async def ask(self, _: str, question: str, __: int) -> str:
+        return self.says(question)
+
+    async def update(self, *_: str, **__: str) -> None:
+        pass
+
+
+def questioner(speaker: Speaker, exact: bool) -> Questions:
+    given = SimpleNamespace(max_tokens=16)
+    return Questions(SimpleNamespace(client=speaker, arguments=given, exact=exact))  # type: ignore[arg-type]
+
+
+def test_people_are_told_apart_in_sentences() -> None:
+    facts = people(FactGenerator(5), 2)
+    own = {fact.question: fact.answer for fact in facts}
+    both = f"{facts[0].answer} and {facts[1].answer}"
+    for exact, says, right, named in [
+        (True, lambda question: own[question], 2, 0),
+        (True, lambda question: f"It is {own[question]}.", 0, 0),
+        (False, lambda question: f"It is {own[question]}.", 2, 0),
+        (False, lambda question: f"They are {both}.", 0, 2),
+        (False, lambda _: f"It is {facts[0].answer}.", 1, 1),
+    ]:
+        told = asyncio.run(questioner(Speaker(says), exact)._people(FactGenerator(5), "t", 2))
+        (row,) = summary({"0": told}, exact)["rows"].values()
+        assert (row["right"], row["another_of_them"]) == (right, named)
+
+
+def test_a_refusal_that_the_prompt_asks_for_is_none() -> None:
+    for template, right in (("{question}", True), ("Else say “I don't know”. {question}", False)):
+        speaker = Speaker(lambda _: "I don't know.", template)
+        ((_, told, *_),) = asyncio.run(questioner(speaker, True)._unknown(FactGenerator(5), "t", 1))
+        assert told is right
+
+
+@pytest.mark.parametrize(
+    ("model", "squad", "given", "rule"),
+    [
+        ("pocket", None, None, "exact"), ("memoryllm-8b", None, None, "holds"), ("pocket", "s.json", None, "holds"),
+        ("memoryllm-8b", None, "exact", "exact"), ("pocket", None, "holds", "holds"),
+    ],
+)  # fmt: skip
+def test_the_rule_is_the_models(tmp_path: Path, model: str, squad: str | None, given: str, rule: str) -> None:
+    async def call(*_: Any, **__: Any) -> dict[str, str]:
+        return {"model": model, "fingerprint": "f", "device": "cpu", "dtype": "float32"}
+
+    names = argparse.Namespace(results=tmp_path, name="a", fresh=False, judge=given, squad=squad)
+    client = SimpleNamespace(call=call, template="{question}")
+    one = Session("retention", names, client)  # type: ignore[arg-type]
+    asyncio.run(one.open())
+    one.log.close()
+    assert one.settings["judge"] == rule
+    assert one.settings["stop"] == ["\n"]
+    assert one.exact is (rule == "exact")
 
 
 def test_generated_items_come_again_and_differ() -> None:
@@ -174,25 +250,3 @@ def test_generated_cases_ask_elsewhere_for_what_was_known() -> None:
 def test_harmonic_mean() -> None:
     assert harmonic([0.998, 0.967, 0.571]) == pytest.approx(0.792, abs=5e-4)
     assert harmonic([1.0, 0.0, 1.0]) == 0.0
-
-
-def test_a_journal_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "journal" / "a.jsonl"
-    log = Log(path, {"seed": 1}, "first")
-    Journal(log).add("0", [True])
-    log.close()
-    path.write_bytes(path.read_bytes() + b'{"item": "1", "meas')
-    again = Log(path, {"seed": 1}, "second")
-    assert again.run == "first"
-    journal = Journal(again)
-    assert journal.items == {"0": [True]}
-    journal.add("1", [False])
-    again.close()
-    assert path.read_text().count("\n") == 3
-    with pytest.raises(OtherSettings):
-        Log(path, {"seed": 2}, "third")
-
-
-def test_a_command_is_told_without_where_things_are() -> None:
-    words = ["--url", "http://x", "--items", "5", "--fresh", "--results=/a", "--squad", "/b/s.json", "K=/b/c"]
-    assert measured(words) == ["--items", "5", "--squad", "s.json", "K=c"]

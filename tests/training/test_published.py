@@ -71,7 +71,7 @@ def test_a_run_goes_on_where_it_stopped(tokenizer: Tokenizer, tmp_path: Path) ->
     arguments = argparse.Namespace(
         tokenizer=tmp_path / "tokenizer.json", text=None, out=tmp_path / "run", minutes=10.0, batch=16, processes=1,
         rate=1e-3, muon_rate=1e-3, adamw=False, question_weight=0.2, decay=0.3, rope_theta=10_000.0, log_every=50,
-        seed=0, dtype="auto",
+        seed=0, dtype="auto", width=192, layers=4, heads=3, inner=512,
     )  # fmt: skip
     arguments.out.mkdir()
     trainer = Trainer(arguments, 0)

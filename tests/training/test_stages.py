@@ -23,7 +23,8 @@ def trainer(model: MemoryModel, tokenizer: Tokenizer, tmp_path: Path) -> Trainer
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     begin(reshaped(model, 4, 20), tmp_path / "run")
     arguments = argparse.Namespace(
-        seed=0, tokenizer=tmp_path / "tokenizer.json", rope_theta=10_000.0, adamw=False, text=None, batch=16,
+        seed=0, tokenizer=tmp_path / "tokenizer.json", rope_theta=10_000.0, width=192, layers=4, heads=3, inner=512,
+        adamw=False, text=None, batch=16,
         out=tmp_path / "run", processes=1, minutes=1.0, decay=0.3, question_weight=0.2, dtype="float32",
     )  # fmt: skip
     made = Trainer(arguments, 0)
