@@ -258,15 +258,18 @@ class Residency(Source):
     def _load(self, tenant: str, ahead: bool) -> bool:
         if self.busy:
             return False
-        slot, leaving = self.arena.take_slot(), None
+        slot, victim, leaving = self.arena.take_slot(), None, None
         if slot is None:
             victim = self._victim()
             if victim is None or (ahead and self.waiting(victim.tenant)):
                 return False
+        # first: the copy of the one that leaves would take its place
+        warm = self.warm.hold(tenant)
+        if victim is not None:
             leaving = self._leave(victim)
             slot = self.arena.take_slot()
-            assert slot is not None
-        warm, place, after, sent = self.warm.hold(tenant), slot, self._lanes.mark(), time.monotonic()
+        assert slot is not None
+        place, after, sent = slot, self._lanes.mark(), time.monotonic()
         self._loading.add(tenant)
         # what was distrusted is read anew now
         self._stale.discard(tenant)

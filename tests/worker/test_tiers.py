@@ -351,6 +351,20 @@ def test_a_copy_ahead_takes_nobody_elses(backbone: Backbone) -> None:
     assert isinstance(h.final(reader), Finished)
 
 
+def test_who_leaves_does_not_take_the_place_of_the_copy_that_is_brought(backbone: Backbone) -> None:
+    """One slot, room for one copy, two tenants in turn: one of them is found warm each time."""
+    harness = Harness(backbone, slots=1, warm_bytes=Arena.bytes_per_pool(backbone))
+    for number, name in enumerate(("ada", "bob")):
+        harness.update(name, text(number))
+    traffic = harness.engine.residency.traffic
+    before = traffic.loads["warm"]
+    for _ in range(3):
+        for name in ("ada", "bob"):
+            harness.generate(name, PROMPT)
+    assert traffic.loads["warm"] - before == 3
+
+
+@pytest.mark.usefixtures("all_logs")
 @pytest.mark.parametrize("had", [0, 2])
 def test_without_host_memory_the_one_that_leaves_is_not_kept_and_the_other_comes(
     backbone: Backbone, had: int
