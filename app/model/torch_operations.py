@@ -51,9 +51,10 @@ class TorchOperations:
         assert pools.hot_key is not None
         assert pools.bias is not None
         rope, first = self._rope, self._config.first_rank_position
-        # one by one: as floats, a whole pool of 8 bits would take several times its room
-        for layer in range(self._config.num_layers):
-            layers = slice(layer, layer + 1)
+        # as floats, a whole pool of 8 bits would take several times its room
+        at_once = 1 if self.form.eight_bit else self._config.num_layers
+        for layer in range(0, self._config.num_layers, at_once):
+            layers = slice(layer, layer + at_once)
             key, value = pools.whole(slot, self._dtype, layers)
             ranks, copy = rank[layers], pools.hot_key[layers, hot]
             if self._angles is None:

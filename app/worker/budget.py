@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _SPARE_COPIES = 8
 _MOST_SLOTS = 4096
 _MOST_ROWS = 131_072
 _GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
 # of a GPU's driver, of torch's allocators for pinned and for plain host memory
 _LACKING = re.compile(r"out of memory|(cannot|can't|not enough).* memory", re.IGNORECASE)
 

@@ -46,7 +46,7 @@ class Sequence:
     def score(self, targets: Tensor, rows: Tensor) -> None:
         """Notes the log-probabilities of ``targets`` [T] by their logits ``rows`` [T, vocab]. Waits for the device."""
         found = []
-        pieces = rows.split(_PIECE), targets.to(rows.device).split(_PIECE)
+        pieces = torch.split(rows, _PIECE), torch.split(targets.to(rows.device), _PIECE)
         for piece, wanted in zip(*pieces, strict=True):
             likelihoods = piece.float().log_softmax(dim=-1)
             own = likelihoods.gather(1, wanted[:, None])[:, 0]

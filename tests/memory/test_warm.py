@@ -78,6 +78,7 @@ def test_a_new_copy_takes_the_place_of_the_old() -> None:
     assert tier.seat(NOBODY) is old.seat
 
 
+@pytest.mark.usefixtures("all_logs")
 def test_seats_whose_memory_is_not_to_be_had_are_lost_and_told_of_once() -> None:
     def failing() -> Buffers:
         raise RuntimeError("no memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -19,6 +20,7 @@ from app.worker.budget import (
     beside_others,
     by_running,
     cache_rows,
+    left_to_container,
     load_bytes,
     reserve,
     row_bytes,
@@ -57,6 +59,18 @@ def test_a_gpu_has_copies_for_what_runs(plain: Backbone, pools: float) -> None:
     assert hot <= 24
     assert used(plain, slots, hot) <= budget
     assert slots >= 1.1 * pools - 2
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert left_to_container(tmp_path, 123) == 123
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    (tmp_path / "memory.stat").write_text("anon 4000\nfile 1000\ninactive_file 600\n")
+    assert left_to_container(tmp_path, 123) == 123
+    (tmp_path / "memory.max").write_text("9000\n")
+    assert left_to_container(tmp_path, 123) == 9000 - 5000 + 600
+    (tmp_path / "memory.current").write_text("99000\n")
+    assert left_to_container(tmp_path, 123) == 0
 
 
 @pytest.mark.parametrize("free", [2**30 + 2**26, 3 * 2**30])
