@@ -90,6 +90,12 @@ class TenantNotFound(ServiceError):
     status, type, code = 404, "not_found_error", "tenant_not_found"
 
 
+class ModelNotFound(ServiceError):
+    """A request in OpenAI's protocol names a model that is not the served one."""
+
+    status, type, code = 404, "not_found_error", "model_not_found"
+
+
 class TenantExists(ServiceError):
     status, type, code = 409, "conflict_error", "tenant_exists"
 

@@ -135,7 +135,9 @@ def weight_of(request: Request) -> int:
     return access_of(request).limits.weight or 1
 
 
-def tenant_of(request: Request, named: str | None, *, param: str = "tenant") -> str:
+def tenant_of(
+    request: Request, named: str | None, *, param: str = "tenant", missing: str = "a tenant is needed"
+) -> str:
     """The tenant that a request is about: the one it names, or the one its key is for.
 
     Notes it for the log, where only a mark of it is written, and takes a place for the request among the tenant's.
@@ -147,7 +149,7 @@ def tenant_of(request: Request, named: str | None, *, param: str = "tenant") -> 
     if tenant is None and access.key is not None:
         tenant = access.key.own
     if tenant is None:
-        raise InvalidRequest("a tenant is needed", param=param)
+        raise InvalidRequest(missing, param=param)
     require(request, tenant)
     request.state.tenant = tenant
     place = place_of(request)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # bytes of a body for each of its tokens: more than a text has, so that nobody is refused for tokens he does not bring
 _BYTES_PER_TOKEN = 8
-WORK = frozenset({"/generate", "/update", "/score"})
+WORK = frozenset({"/generate", "/update", "/score", "/v1/chat/completions", "/v1/completions"})
 _IMPORT = re.compile(r"/tenants/[^/]+/import")
 
 

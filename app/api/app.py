@@ -13,6 +13,7 @@ from app.api.access import Gate
 from app.api.admission import Admission, Admit
 from app.api.answers import ErrorAnswer
 from app.api.middleware import BodyLimit, Requests
+from app.api.openai import routes as openai
 from app.api.operations import NAME, installed_version
 from app.api.services import Services
 from app.api.spool import Spool
@@ -75,7 +76,7 @@ def create_app(
     )
     spool = spool or Spool(settings.spool_dir, settings.max_transfers)
     app.state.services = Services(settings, workers, metrics, spool)
-    for module in (update, generate, score, tenants, memories, transfers, rebuild, operations):
+    for module in (update, generate, score, tenants, memories, transfers, rebuild, openai, operations):
         app.include_router(module.router)
     errors.install(app)
 

@@ -56,10 +56,14 @@ class JsonRoute(APIRoute):
                 value = parse(body)
             else:
                 value = await asyncio.to_thread(parse, body)
-            check_room(request, value.get("tenant"))
+            check_room(request, self.named(request, value))
             return await handler(_Parsed(request, value))
 
         return handle
+
+    def named(self, request: Request, value: dict[str, Any]) -> object:
+        """The tenant that the request names, as it came; None: it names none."""
+        return value.get("tenant")
 
 
 def parse(body: bytes) -> dict[str, Any]:

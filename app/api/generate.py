@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
@@ -48,80 +49,71 @@ router = APIRouter(route_class=JsonRoute, tags=["generation"])
 )
 async def generate(body: GenerateBody, request: Request) -> Response:
     """The whole generation reads the one memory version it began with. A client that goes away ends it."""
-    services = services_of(request)
-    tenant = tenant_of(request, body.tenant)
-    client = services.workers.of(tenant)
-    model = client.require()
-    place = place_of(request)
-    if body.stops:
-        need(client.tokenizer, "stop")
-    tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, body.max_tokens)
-    place.take_tokens(len(tokens), "prompt" if body.messages is None else "messages")
-    message = Generate(
-        new_id(),
-        tenant,
-        tokens,
-        sampling(body, model),
-        deadline=deadline(body.timeout, services.settings),
-        priority=body.priority,
-        weight=weight_of(request),
-    )
-    output = Output(client.tokenizer, body, services.metrics, request.scope["began"])
+    generation = await prepared(request, tenant_of(request, body.tenant), body)
+    message, output = generation.message, generation.output
     if body.stream:
-        return EventStream(_events(request, client, message, output, body, services.settings.stream_backlog))
-    deltas: list[Delta] = []
-    with client.open(message, place) as stream:
-        async with watched(request, stream):
-            while output.finished is None:
-                deltas.append(output.take(await stream.next(), stream))
+        return EventStream(_events(generation, body))
+    whole = await generation.whole()
     answer = GenerateAnswer(
         id=message.id,
         tenant=message.tenant,
-        text="".join(delta.text for delta in deltas),
-        token_ids=[t for delta in deltas for t in delta.tokens] if body.return_token_ids else None,
-        logprobs=(
-            [item for delta in deltas for item in delta.logprobs or []] if body.logprobs is not None else None
-        ),
+        text=whole.text,
+        token_ids=whole.tokens if body.return_token_ids else None,
+        logprobs=whole.logprobs,
         **dict(output.summary()),
     )
     return answered(answer, exclude_none=True)
 
 
-async def _events(
-    request: Request,
-    client: WorkerClient,
-    message: Generate,
-    output: Output,
-    body: GenerateBody,
-    backlog: int,
-) -> AsyncGenerator[bytes]:
-    with client.open(message, place_of(request)) as stream:
-        stream.backlog = backlog
-        async with watched(request, stream):
-            async for part in parts(stream):
-                if part is None:
-                    yield COMMENT
-                    continue
-                delta = output.take(part, stream)
-                chunk = GenerateChunk(
-                    text=delta.text,
-                    token_ids=delta.tokens if body.return_token_ids and delta.tokens else None,
-                    logprobs=delta.logprobs or None,
-                )
-                if output.finished is not None:
-                    summary = dict(output.summary())
-                    yield event(
-                        chunk.model_copy(update={"id": message.id, "tenant": message.tenant, **summary})
-                    )
-                elif delta.text or chunk.token_ids or chunk.logprobs:
-                    yield event(chunk)
+async def _events(generation: Generation, body: GenerateBody) -> AsyncGenerator[bytes]:
+    message, output = generation.message, generation.output
+    async with aclosing(generation.deltas()) as deltas:
+        async for delta in deltas:
+            if delta is None:
+                yield COMMENT
+                continue
+            chunk = GenerateChunk(
+                text=delta.text,
+                token_ids=delta.tokens if body.return_token_ids and delta.tokens else None,
+                logprobs=delta.logprobs or None,
+            )
+            if output.finished is not None:
+                summary = dict(output.summary())
+                yield event(chunk.model_copy(update={"id": message.id, "tenant": message.tenant, **summary}))
+            elif delta.text or chunk.token_ids or chunk.logprobs:
+                yield event(chunk)
     yield DONE
 
 
-def sampling(body: GenerateBody, model: ModelInfo) -> Sampling:
+async def prepared(request: Request, tenant: str, body: GenerateBody, *, fit: bool = False) -> Generation:
+    """The generation that ``body`` asks for, checked and admitted, and not yet sent. ``tenant`` is from ``tenant_of``,
+    and the body's own is not looked at. With ``fit``, fewer tokens than ``max_tokens`` will do where the prompt leaves
+    room for no more."""
+    services = services_of(request)
+    client = services.workers.of(tenant)
+    model = client.require()
+    if body.stops:
+        need(client.tokenizer, "stop")
+    least = 1 if fit else body.max_tokens
+    tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, least)
+    place_of(request).take_tokens(len(tokens), "prompt" if body.messages is None else "messages")
+    message = Generate(
+        new_id(),
+        tenant,
+        tokens,
+        sampling(body, model, min(body.max_tokens, model.max_sequence - len(tokens))),
+        deadline=deadline(body.timeout, services.settings),
+        priority=body.priority,
+        weight=weight_of(request),
+    )
+    output = Output(client.tokenizer, body, services.metrics, request.scope["began"])
+    return Generation(request, client, message, output)
+
+
+def sampling(body: GenerateBody, model: ModelInfo, max_tokens: int) -> Sampling:
     """What the caller asked for; the checkpoint's own defaults for the rest."""
     return Sampling(
-        max_tokens=body.max_tokens,
+        max_tokens=max_tokens,
         temperature=model.temperature if body.temperature is None else body.temperature,
         top_p=model.top_p if body.top_p is None else body.top_p,
         top_k=model.top_k if body.top_k is None else body.top_k,
@@ -147,6 +139,38 @@ class Delta:
     text: str
     tokens: list[int]
     logprobs: list[TokenLogprob] | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One that may be sent, and what its answer is put together by. A client that goes away ends it."""
+
+    request: Request
+    client: WorkerClient
+    message: Generate
+    output: Output
+
+    async def whole(self) -> Delta:
+        """All of it, as one."""
+        deltas: list[Delta] = []
+        with self.client.open(self.message, place_of(self.request)) as stream:
+            async with watched(self.request, stream):
+                while self.output.finished is None:
+                    deltas.append(self.output.take(await stream.next(), stream))
+        wanted = self.message.sampling.logprobs is not None
+        return Delta(
+            "".join(delta.text for delta in deltas),
+            [token for delta in deltas for token in delta.tokens],
+            [item for delta in deltas for item in delta.logprobs or []] if wanted else None,
+        )
+
+    async def deltas(self) -> AsyncGenerator[Delta | None]:
+        """As it comes; None for a stretch of silence. With the last one, ``output`` has finished."""
+        with self.client.open(self.message, place_of(self.request)) as stream:
+            stream.backlog = services_of(self.request).settings.stream_backlog
+            async with watched(self.request, stream):
+                async for part in parts(stream):
+                    yield None if part is None else self.output.take(part, stream)
 
 
 class Output:

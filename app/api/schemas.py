@@ -38,10 +38,18 @@ def check_tenant(name: str) -> str:
     return name
 
 
-def _no_nul(text: str) -> str:
+def no_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain NUL")
     return text
+
+
+def as_sent(value: object) -> object:
+    """The text of a header in UTF-8, which comes as if it were Latin-1. Raises ValueError."""
+    try:
+        return value.encode("latin-1").decode() if isinstance(value, str) else value
+    except UnicodeDecodeError:
+        raise ValueError("the header is not UTF-8") from None
 
 
 TenantId = Annotated[
@@ -49,11 +57,12 @@ TenantId = Annotated[
     Field(min_length=1, max_length=MAX_TENANT, description="whose memory; it comes into being on first use"),
     AfterValidator(check_tenant),
 ]
-Text = Annotated[str, Field(min_length=1), AfterValidator(_no_nul)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(no_nul)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
-IdempotencyKey = Annotated[str, Field(min_length=1, max_length=MAX_KEY), AfterValidator(_no_nul)]
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP), AfterValidator(_no_nul)]
+IdempotencyKey = Annotated[str, Field(min_length=1, max_length=MAX_KEY), AfterValidator(no_nul)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP), AfterValidator(no_nul)]
+Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
 
 
 OwnTenant = Annotated[
@@ -150,9 +159,7 @@ class GenerateBody(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="1: off")
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed draws the same tokens")
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None = (
-        Field(None, description="texts before which the generation ends")
-    )
+    stop: Stops | None = Field(None, description="texts before which the generation ends")
     logprobs: int | None = Field(
         None,
         ge=0,
@@ -228,16 +235,12 @@ class RebuildBody(Body):
 
 @cache
 def field_names() -> frozenset[str]:
-    """Every name an error may mention: fields of bodies and query parameters."""
-    models: list[type[Body]] = [
-        Message,
-        UpdateBody,
-        GenerateBody,
-        ScoreBody,
-        TenantBody,
-        ForkBody,
-        RollbackBody,
-        RebuildBody,
-    ]
-    names = {name for model in models for name in model.model_fields}
-    return frozenset(names | {"after", "limit", "before", "detail", "texts", "Idempotency-Key"})
+    """Every name an error may mention: fields of bodies, query parameters and headers."""
+    names = {name for model in _bodies(Body) for name in model.model_fields}
+    return frozenset(
+        names | {"after", "limit", "before", "detail", "texts", "model", "Idempotency-Key", "X-Tenant"}
+    )
+
+
+def _bodies(kind: type[Body]) -> list[type[Body]]:
+    return [kind, *(body for child in kind.__subclasses__() for body in _bodies(child))]

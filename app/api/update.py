@@ -16,7 +16,7 @@ from app.api.admission import Place, place_of
 from app.api.answers import UpdateAnswer, answered, timings
 from app.api.body import JsonRoute
 from app.api.prompts import render
-from app.api.schemas import IdempotencyKey, UpdateBody
+from app.api.schemas import IdempotencyKey, UpdateBody, as_sent
 from app.api.services import services_of
 from app.api.streaming import COMMENT, EventStream, event, parts
 from app.api.suspects import SERVER_KEY
@@ -31,16 +31,8 @@ router = APIRouter(route_class=JsonRoute, tags=["memory"])
 Short = Literal["none", "repeated"]
 
 
-def _as_sent(value: object) -> object:
-    """The text of a header, which comes as if it were Latin-1. Raises ValueError."""
-    try:
-        return value.encode("latin-1").decode() if isinstance(value, str) else value
-    except UnicodeDecodeError:
-        raise ValueError("the Idempotency-Key header is not UTF-8") from None
-
-
 # the same key as the same text in the body
-HeaderKey = Annotated[IdempotencyKey | None, BeforeValidator(_as_sent), Header(alias="Idempotency-Key")]
+HeaderKey = Annotated[IdempotencyKey | None, BeforeValidator(as_sent), Header(alias="Idempotency-Key")]
 
 
 @router.post(

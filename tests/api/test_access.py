@@ -24,6 +24,8 @@ from tests.api.test_admission import admission
 
 pytestmark = pytest.mark.anyio
 
+# routes about no tenant
+TENANTLESS = {"/metrics", "/v1/models", "/v1/models/{model}"}
 KEYS = {
     "ada": make(tenants=["ada"]),
     "team": make(tenants=["team/*", "ada"]),
@@ -70,6 +72,14 @@ def calls(service: Service, tenant: str) -> list[tuple[str, str, dict[str, Any]]
         "/update": {"json": {"tenant": tenant, "text": "The quick brown fox jumps over the lazy dog."}},
         "/generate": {"json": {"tenant": tenant, "prompt": "The quick", "max_tokens": 2}},
         "/score": {"json": {"tenant": tenant, "prompt": "The quick", "continuation": " brown fox"}},
+        "/v1/chat/completions": {
+            "json": {"messages": [{"role": "user", "content": "The quick"}], "max_tokens": 2},
+            "headers": {"x-tenant": tenant},
+        },
+        "/v1/completions": {
+            "json": {"prompt": "The quick", "max_tokens": 2},
+            "headers": {"x-tenant": tenant},
+        },
         "/tenants": {"json": {"id": tenant}},
         "/tenants/{tenant}/fork": {"json": {"target": f"{tenant}-2"}},
         "/tenants/{tenant}/rollback": {"json": {"version": 0}},
@@ -105,7 +115,7 @@ async def test_every_route_treats_a_foreign_tenant_as_an_absent_one(guarded: Ser
     """The same answer, and the worker is not even asked."""
     checked = 0
     for method, path, more in calls(guarded, "bob"):
-        if path in OPEN_PATHS or path == "/metrics" or (method, path) == ("GET", "/tenants"):
+        if path in OPEN_PATHS or path in TENANTLESS or (method, path) == ("GET", "/tenants"):
             continue
         headers = {**more.pop("headers", {}), **bearer("ada")}
         answer = await guarded.http.request(method, path, headers=headers, **more)

@@ -52,6 +52,10 @@ def described(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("post", "/update"),
         ("post", "/generate"),
         ("post", "/score"),
+        ("post", "/v1/chat/completions"),
+        ("post", "/v1/completions"),
+        ("get", "/v1/models"),
+        ("get", "/v1/models/{model}"),
         ("post", "/tenants"),
         ("get", "/tenants"),
         ("get", "/tenants/{tenant}"),
@@ -81,6 +85,10 @@ def test_the_document_describes_the_bodies() -> None:
         "/update": {"post"},
         "/generate": {"post"},
         "/score": {"post"},
+        "/v1/chat/completions": {"post"},
+        "/v1/completions": {"post"},
+        "/v1/models": {"get"},
+        "/v1/models/{model}": {"get"},
         "/tenants": {"get", "post"},
         "/tenants/{tenant}": {"get", "delete"},
         "/tenants/{tenant}/memory": {"get"},
@@ -96,7 +104,13 @@ def test_the_document_describes_the_bodies() -> None:
         "/metrics": {"get"},
     }
     schemas = document["components"]["schemas"]
-    for path, name in [("/update", "UpdateBody"), ("/generate", "GenerateBody"), ("/score", "ScoreBody")]:
+    for path, name in [
+        ("/update", "UpdateBody"),
+        ("/generate", "GenerateBody"),
+        ("/score", "ScoreBody"),
+        ("/v1/chat/completions", "ChatCompletionBody"),
+        ("/v1/completions", "CompletionBody"),
+    ]:
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body == {"$ref": f"#/components/schemas/{name}"}
         assert schemas[name]["additionalProperties"] is False

@@ -1,0 +1,144 @@
+"""POST /v1/chat/completions and /v1/completions, GET /v1/models: for programs that speak OpenAI's protocol.
+
+They are ``/generate`` in another form: the same checks, the same admission, the same worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from pydantic import BeforeValidator
+
+from app.api.access import access_of, tenant_of
+from app.api.answers import Summary, answered
+from app.api.body import JsonRoute
+from app.api.generate import Generation, prepared
+from app.api.openai.answers import ChatCompletion, FinishReason, ModelAnswer, ModelsAnswer, TextCompletion
+from app.api.openai.forms import Chat, Form, Text, head
+from app.api.openai.schemas import ChatCompletionBody, CompletionBody
+from app.api.schemas import TenantId, as_sent
+from app.api.services import Use, services_of
+from app.api.streaming import COMMENT, DONE, EventStream, event
+from app.errors import ModelNotFound
+from app.messages import ModelInfo
+
+_NO_TENANT = "whose memory? The header X-Tenant, a key that is for one tenant, or the field user says so"
+_STARTED = int(time.time())
+
+HeaderTenant = Annotated[
+    TenantId | None,
+    BeforeValidator(as_sent),
+    Header(alias="X-Tenant", description="whose memory, before key and user"),
+]
+
+
+class _Route(JsonRoute):
+    def named(self, request: Request, value: dict[str, Any]) -> object:
+        sent = request.headers.get("x-tenant")
+        try:
+            return _named(request, as_sent(sent), value.get("user"))
+        except ValueError:
+            # it is refused later, with its reason
+            return None
+
+
+router = APIRouter(route_class=_Route, prefix="/v1", tags=["OpenAI's protocol"])
+
+
+def _named(request: Request, sent: object, user: object) -> object:
+    """The header, else the key's own tenant (None), else ``user``: many programs send one that means nothing here."""
+    if sent is not None:
+        return sent
+    key = access_of(request).key
+    return user if key is None or key.own is None else None
+
+
+@router.post(
+    "/chat/completions",
+    response_model=ChatCompletion,
+    summary="Continue a conversation, from a tenant's memory",
+    responses={200: {"content": {"text/event-stream": {}}, "description": "the answer, or its chunks"}},
+)
+async def chat_completions(
+    body: ChatCompletionBody, request: Request, x_tenant: HeaderTenant = None
+) -> Response:
+    """Reads the memory, and does not change it: what is to be remembered goes to ``/update``."""
+    return await _completion(body, request, x_tenant, Chat())
+
+
+@router.post(
+    "/completions",
+    response_model=TextCompletion,
+    summary="Continue a text, from a tenant's memory",
+    responses={200: {"content": {"text/event-stream": {}}, "description": "the answer, or its chunks"}},
+)
+async def completions(body: CompletionBody, request: Request, x_tenant: HeaderTenant = None) -> Response:
+    """Reads the memory, and does not change it: what is to be remembered goes to ``/update``."""
+    return await _completion(body, request, x_tenant, Text())
+
+
+@router.get("/models", summary="The one model that is served")
+async def models(services: Use) -> ModelsAnswer:
+    return ModelsAnswer(data=[_described(services.workers.clients[0].require())])
+
+
+@router.get("/models/{model}", summary="The one model that is served, by its name")
+async def model(model: str, services: Use) -> ModelAnswer:
+    served = services.workers.clients[0].require()
+    _check_model(model, served)
+    return _described(served)
+
+
+def _described(served: ModelInfo) -> ModelAnswer:
+    return ModelAnswer(id=served.name, created=_STARTED, max_model_len=served.max_sequence)
+
+
+def _check_model(name: str | None, served: ModelInfo) -> None:
+    if name is not None and name != served.name:
+        raise ModelNotFound(f"the model that is served is called {served.name}", param="model")
+
+
+async def _completion(
+    body: ChatCompletionBody | CompletionBody, request: Request, sent: str | None, form: Form
+) -> Response:
+    named = _named(request, sent, body.user)
+    assert named is None or isinstance(named, str)
+    tenant = tenant_of(request, named, param="user", missing=_NO_TENANT)
+    served = services_of(request).workers.of(tenant).require()
+    _check_model(body.model, served)
+    generation = await prepared(request, tenant, body.generate, fit=body.most is None)
+    begin = head(form, generation.message.id, served)
+    if body.stream:
+        return EventStream(_chunks(generation, form, begin, usage=body.with_usage))
+    whole = await generation.whole()
+    summary = generation.output.summary()
+    return answered(form.whole(begin, whole, _reason(summary), summary.usage, summary.memory_version))
+
+
+async def _chunks(
+    generation: Generation, form: Form, begin: dict[str, Any], *, usage: bool
+) -> AsyncGenerator[bytes]:
+    begin = {**begin, "object": form.chunk}
+    # the protocol has it in every chunk, once it has been asked for
+    none: dict[str, Any] = {"usage": None} if usage else {}
+    async with aclosing(generation.deltas()) as deltas:
+        async for delta in deltas:
+            if delta is None:
+                yield COMMENT
+            elif generation.output.finished is not None:
+                summary = generation.output.summary()
+                choice = form.choice(delta, _reason(summary))
+                yield event({**begin, "choices": [choice], **none, "memory_version": summary.memory_version})
+                if usage:
+                    yield event({**begin, "choices": [], "usage": summary.usage.model_dump()})
+            elif delta.text or delta.logprobs:
+                yield event({**begin, "choices": [form.choice(delta, None)], **none})
+    yield DONE
+
+
+def _reason(summary: Summary) -> FinishReason:
+    return "length" if summary.finish_reason == "length" else "stop"

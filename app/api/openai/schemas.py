@@ -1,0 +1,214 @@
+"""What is taken in OpenAI's protocol. Its fields that would change the answer are done or refused, never passed over;
+those that would not are taken and have no effect."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+
+from app.api import schemas
+from app.api.schemas import MAX_LOGPROBS, Body, GenerateBody, Text, TokenIds, no_nul
+
+CHAT_TOKENS = 1024
+"""Most tokens of a chat's answer whose caller names no number: its room is kept from the start."""
+COMPLETION_TOKENS = 16
+"""The same of a completion: the protocol's own default."""
+MAX_PARTS = 1024
+_SEEDS = 2**63
+
+Plain = Annotated[str, AfterValidator(no_nul)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+NoItems = Annotated[list[Any], Field(max_length=0)] | None
+NoEntries = Annotated[dict[str, Any], Field(max_length=0)] | None
+One = Literal[1] | None
+Zero = Annotated[float, Field(ge=0, le=0)] | None
+
+
+def _one_prompt(value: Any) -> Any:
+    """A list of one prompt is that prompt. Raises ValueError for a list of several."""
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        if len(value) > 1:
+            raise ValueError("one prompt at a time: send each as a request of its own, they run together")
+        return value[0]
+    return value
+
+
+Prompt = Annotated[Text | TokenIds, BeforeValidator(_one_prompt)]
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Plain
+
+
+class ChatMessage(Body):
+    """A turn. What an answer carries besides may come back with it, empty."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Plain | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+    name: Name | None = Field(None, description="without effect")
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: NoItems = None
+    tool_calls: NoItems = None
+
+    @property
+    def plain(self) -> schemas.Message:
+        """As ``/generate`` takes it: ``developer`` is the newer word for ``system``."""
+        content = self.content
+        if not isinstance(content, str):
+            content = "\n".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        return schemas.Message.model_construct(role=role, content=content)
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = Field(None, description="a last chunk with the usage of all")
+    include_obfuscation: Literal[False] | None = None
+
+
+class TextFormat(Body):
+    type: Literal["text"]
+
+
+class CompletionBase(Body):
+    """What both calls take."""
+
+    model: Name | None = Field(None, description="the served model's name; it may be left out")
+    user: schemas.TenantId | None = Field(
+        None,
+        description="whose memory, where neither the header X-Tenant nor a key that is for one tenant says so",
+    )
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    temperature: float | None = Field(None, ge=0, le=100, description="left out: the model's own")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="not OpenAI's; 0: off")
+    min_p: float | None = Field(None, ge=0, le=1, description="not OpenAI's")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="not OpenAI's; 1: off")
+    ignore_eos: bool | None = Field(None, description="not OpenAI's: go on past the model's own stop tokens")
+    seed: int | None = Field(None, ge=-_SEEDS, lt=_SEEDS)
+    stop: schemas.Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = Field(None, description="only with stream")
+
+    n: One = None
+    frequency_penalty: Zero = None
+    presence_penalty: Zero = None
+    logit_bias: NoEntries = None
+
+    metadata: Annotated[dict[str, Any], Field(max_length=16)] | None = Field(
+        None, description="without effect"
+    )
+    store: bool | None = Field(None, description="without effect: nothing is kept")
+    service_tier: str | None = Field(None, description="without effect")
+    safety_identifier: str | None = Field(None, description="without effect")
+    prompt_cache_key: str | None = Field(None, description="without effect")
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options go with stream only")
+        return self
+
+    @property
+    def with_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def _generate(self, **more: Any) -> GenerateBody:
+        # every field has been checked here
+        return GenerateBody.model_construct(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            ignore_eos=bool(self.ignore_eos),
+            seed=None if self.seed is None else self.seed % _SEEDS,
+            stop=self.stop,
+            **more,
+        )
+
+
+class ChatCompletionBody(CompletionBase):
+    """A conversation that the model continues, from the tenant's memory."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "pocket",
+                    "user": "alice",
+                    "messages": [{"role": "user", "content": "Where does my sister live?"}],
+                }
+            ]
+        }
+    )
+
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=schemas.MAX_MESSAGES, fail_fast=True)
+    ]
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description=f"most tokens to generate; left out: {CHAT_TOKENS}, or what a sequence has room for",
+    )
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="only with logprobs")
+
+    tools: NoItems = None
+    tool_choice: Literal["none", "auto"] | None = None
+    functions: NoItems = None
+    function_call: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = Field(None, description="without effect: there are no tools")
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_completion_tokens is the newer name of max_tokens: only one can be given")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs go with logprobs only")
+        return self
+
+    @property
+    def most(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def generate(self) -> GenerateBody:
+        return self._generate(
+            messages=[message.plain for message in self.messages],
+            max_tokens=self.most or CHAT_TOKENS,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+class CompletionBody(CompletionBase):
+    """A text that the model continues, from the tenant's memory."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "pocket", "user": "alice", "prompt": "Alice's sister lives in"}]
+        }
+    )
+
+    prompt: Prompt = Field(description="a text or token ids, or a list of one such")
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    best_of: One = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+
+    @property
+    def most(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def generate(self) -> GenerateBody:
+        return self._generate(
+            prompt=self.prompt, max_tokens=self.max_tokens or COMPLETION_TOKENS, logprobs=self.logprobs
+        )
