@@ -43,7 +43,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on (0: any free one)")
-    store: str = Field(default_factory=default_store, description="where memories are durable: disk:///dir")
+    store: str = Field(
+        default_factory=default_store,
+        description="where memories are durable: disk:///dir or redis://host:port/db",
+    )
     model: str = Field("pocket", description="pocket, a directory, or a hub id")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

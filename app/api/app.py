@@ -26,7 +26,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "the body is empty or no JSON"},
     401: {"model": ErrorAnswer, "description": "no API key, or none that is known"},
     403: {"model": ErrorAnswer, "description": "the API key is not for this call"},
-    404: {"model": ErrorAnswer, "description": "no such path or tenant"},
+    404: {"model": ErrorAnswer, "description": "no such path, tenant or model"},
     408: {"model": ErrorAnswer, "description": "the body comes too slowly"},
     409: {"model": ErrorAnswer, "description": "in conflict with the state of the tenant"},
     413: {"model": ErrorAnswer, "description": "the body is too large"},

@@ -1,4 +1,4 @@
-"""The forward pass: reads of many pools and self-updates of others, together in one batch (DESIGN, section 2).
+"""The forward pass: reads of many pools and self-updates of others, together in one batch.
 
 Linear layers run once over all rows; attention goes to each row's own pool and context.
 """

@@ -82,7 +82,7 @@ class ModelConfig:
 
     @property
     def position_scale(self) -> float:
-        """What positions are multiplied by (DESIGN: the 7B model interpolates them into its trained range)."""
+        """What positions are multiplied by (the 7B model interpolates them into its trained range)."""
         if not self.interpolate_position_ids:
             return 1.0
         return min(1.0, self.max_position_embeddings / ((self.num_blocks + 1) * self.num_tokens))

@@ -1,7 +1,7 @@
 """The backbone's weights as the forward pass wants them: fused projections, the read adapter merged in.
 
 One copy serves both kinds of pass. Reads use it as it is; a self-update adds the difference between its
-adapter and the read adapter, as a low-rank correction on its own rows (DESIGN, section 2).
+adapter and the read adapter, as a low-rank correction on its own rows.
 """
 
 from __future__ import annotations

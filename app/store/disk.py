@@ -1,4 +1,4 @@
-"""The store on a disk: a directory per tenant, in it immutable blobs and one manifest (DESIGN, section 5).
+"""The store on a disk: a directory per tenant, in it immutable blobs and one manifest.
 
 A commit writes and syncs the block, in a file that was made ahead under a name never used before or again, then
 appends to the manifest's journal. Every other change writes and syncs its blobs and their directory, replaces the

@@ -1,4 +1,4 @@
-"""The store in Redis or Valkey (DESIGN, section 5): several servers may share it, one at a time writing a tenant.
+"""The store in Redis or Valkey: several servers may share it, one at a time writing a tenant.
 
 Keys of a tenant, under ``<prefix>:{<id>}:``, the id being a hash of its name:
 

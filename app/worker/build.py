@@ -100,6 +100,8 @@ def build(
     arena = Arena(backbone, budget.slots, budget.hot)
     lanes = lanes_of(device, dtype)
     residency = Residency(backbone, arena, store, fingerprint, settings.warm_bytes, submit, lanes)
+    # what a sequence may have, and what the API holds requests to: never more than there is room for at all
+    longest = min(settings.max_sequence, Rows(budget.rows + 1).capacity)
     engine = Engine(
         backbone,
         arena,
@@ -116,14 +118,15 @@ def build(
             update_share=settings.update_share,
         ),
         submit,
-        max_sequence=settings.max_sequence,
+        max_sequence=longest,
         compacted_after=compaction_interval(config.num_blocks),
         capture=cuda_capture() if captures else None,
         # a CPU that runs the step is the one that would plan
         plans_ahead=device.type != "cpu",
     )
     info = ModelInfo(
-        name=settings.model if settings.model == "pocket" else Path(settings.model).name,
+        # of "." too there is a name
+        name=settings.model if settings.model == "pocket" else Path(settings.model).absolute().name,
         path=str(directory),
         fingerprint=fingerprint,
         vocab_size=config.vocab_size,
@@ -133,7 +136,7 @@ def build(
         num_tokens=config.num_tokens,
         min_context=config.min_context,
         max_context=config.max_context,
-        max_sequence=settings.max_sequence,
+        max_sequence=longest,
         stop_tokens=defaults.stop_tokens,
         temperature=defaults.temperature,
         top_p=defaults.top_p,

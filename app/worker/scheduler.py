@@ -1,10 +1,10 @@
 """The scheduler's policy: which jobs get which tokens of the next step. Pure: no torch, no I/O, no clock.
 
-Every step takes one decode token for each running sequence and fills the rest of the token budget with
-chunks of prompts and update contexts of any tenants; but a tenant that runs more than its share rests for a step while
-another, who does not, waits for a first token, and updates have no more than a share of the time (``pace``) while
-generations run. In company a tenant with many sequences has as many a step as take ``TURN`` seconds, in turns, for
-whoever comes waits for the end of the step. Within a tenant jobs begin in order of arrival, and what comes after an
+Every step takes one decode token for each running sequence and fills the rest of the token budget with chunks of
+prompts and update contexts of any tenants; but a tenant that runs more than its share rests for a step while another,
+who does not, waits for a first token, and updates have no more than a share of the time (``pace``) while generations
+run. In company a tenant with many sequences has as many a step as take ``TURN`` seconds, in turns, for whoever comes
+waits for the end of the step. Within a tenant jobs begin in order of priority and arrival, and what comes after an
 update waits until that update is published. As many updates are at work at once as there is memory for, and of those
 that begin in one step all but the first need room for their tails. Between tenants the least served goes first, by
 ``counters``; a tenant whose memory is resident is preferred within a bound, so that a cold one cannot starve.

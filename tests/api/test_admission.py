@@ -86,7 +86,7 @@ async def test_the_servers_bound_is_503_before_the_body_is_read(model_dir: Path)
             yield b'{"tenant": "ann", "prompt": "x"}'
 
         headers = {"content-type": "application/json"}
-        for path in ("/generate", "/update", "/score"):
+        for path in ("/generate", "/update", "/score", "/v1/chat/completions", "/v1/completions"):
             response = await service.http.post(path, content=body(), headers=headers)
             check_refused(response, 503, "server_overloaded")
         assert read == 0

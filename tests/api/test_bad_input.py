@@ -232,24 +232,6 @@ async def test_large_and_wrong(service: Service, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        b'{"user":"a","messages":[{"role":"user","content":[' + b"1," * 4_000_000 + b"1]}]}",
-        b'{"user":"a","messages":[{"role":"user","content":"x","tool_calls":[' + b"1," * 4_000_000 + b"1]}]}",
-        b'{"user":"a","messages":[{"role":"user","content":"' + b"a" * (MB8 - 100) + b'"}]}',
-        b'{"user":"a","messages":[{"role":"user","content":"x"}],"metadata":{'
-        + b",".join(b'"%d":1' % i for i in range(600_000))
-        + b"}}",
-        b'{"user":"a","messages":[{"role":"user","content":"x"}],"modalities":[' + b"1," * 4_000_000 + b"1]}",
-    ],
-    ids=lambda body: f"{body[:40]!r}-{len(body)}",
-)
-async def test_large_and_wrong_as_a_chat(service: Service, body: bytes) -> None:
-    check_error(await service.http.post("/v1/chat/completions", content=body, headers=JSON), 422)
-    assert service.seen == []
-
-
-@pytest.mark.parametrize(
     "headers",
     [
         {"content-type": "text/plain"},

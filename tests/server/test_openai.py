@@ -39,9 +39,12 @@ def test_a_chat_is_answered_from_the_memory(client: openai.OpenAI) -> None:
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
         assert answer.to_dict()["memory_version"] == 1
         # what came can be sent back as it came
-        more = [QUESTION, choice.message, QUESTION]
-        again = client.chat.completions.create(model="pocket", messages=more, user=tenant)
-        assert again.choices[0].message.content
+        with client.chat.completions.stream(model="pocket", messages=[QUESTION], user=tenant) as stream:
+            streamed = stream.get_final_completion().choices[0].message
+        for message in (choice.message, streamed):
+            more = [QUESTION, message, QUESTION]
+            again = client.chat.completions.create(model="pocket", messages=more, user=tenant)
+            assert again.choices[0].message.content
 
 
 def test_a_chat_is_streamed(client: openai.OpenAI) -> None:

@@ -123,3 +123,6 @@ def test_the_worker_is_as_its_settings_and_its_checkpoint_say(tmp_path: Path) ->
     assert found["pace"] == 0.4
     assert 2**20 - found["warm_each"] < found["warm_bytes"] <= 2**20
     assert found["compacted_after"] == compaction_interval(found["model"]["num_blocks"])
+    # a sequence is never allowed what there is no room for at all
+    narrow = started(tmp_path / "narrow", model=str(model), max_sequence=300, context_tokens=100)
+    assert narrow["model"]["max_sequence"] == 96

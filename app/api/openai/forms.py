@@ -1,40 +1,31 @@
-"""From a generation to the two forms that OpenAI's protocol has for it, whole and in chunks. Pure."""
+"""From a generation to the two forms that OpenAI's protocol has for it, whole and in chunks. Pure.
+
+They make plain data, not ``app.api.openai.answers``: the log-probabilities of a long answer are tens of thousands.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import Any, Protocol
 
-from app.api.answers import TokenLogprob, TopToken, Usage
+from app.api.answers import TokenLogprob, TopToken
 from app.api.generate import Delta
-from app.api.openai.answers import (
-    ChatChoice,
-    ChatCompletion,
-    ChatLogprob,
-    ChatLogprobs,
-    ChatMessageAnswer,
-    FinishReason,
-    Logprobs,
-    TextChoice,
-    TextCompletion,
-    TopLogprob,
-)
+from app.api.openai.answers import FinishReason
 from app.messages import ModelInfo
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class Form(Protocol):
-    """``whole`` is the answer; ``choice`` what a chunk has in the place of the answer's choice, in order."""
+    """``whole`` is the choice of an answer; ``piece``, in order, those of its chunks."""
 
     prefix: str
+    object: str
     chunk: str
 
-    def whole(
-        self, head: dict[str, Any], delta: Delta, reason: FinishReason, usage: Usage, version: int
-    ) -> ChatCompletion | TextCompletion: ...
+    def whole(self, delta: Delta, reason: FinishReason) -> dict[str, Any]: ...
 
-    def choice(self, delta: Delta, reason: FinishReason | None) -> dict[str, Any]: ...
+    def piece(self, delta: Delta, reason: FinishReason | None) -> dict[str, Any]: ...
 
 
 def head(form: Form, id: str, model: ModelInfo) -> dict[str, Any]:
@@ -50,81 +41,68 @@ def head(form: Form, id: str, model: ModelInfo) -> dict[str, Any]:
 class Chat:
     """Of a conversation. The first chunk says whose turn it is."""
 
-    prefix, chunk = "chatcmpl-", "chat.completion.chunk"
+    prefix, object, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def __init__(self) -> None:
         self._begun = False
 
-    def whole(
-        self, head: dict[str, Any], delta: Delta, reason: FinishReason, usage: Usage, version: int
-    ) -> ChatCompletion:
-        choice = ChatChoice(
-            message=ChatMessageAnswer(content=delta.text),
-            logprobs=None if delta.logprobs is None else _chat_logprobs(delta.logprobs),
-            finish_reason=reason,
-        )
-        return ChatCompletion(**head, choices=[choice], usage=usage, memory_version=version)
+    def whole(self, delta: Delta, reason: FinishReason) -> dict[str, Any]:
+        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        logprobs = None if delta.logprobs is None else self._logprobs(delta.logprobs)
+        return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
-    def choice(self, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
+    def piece(self, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
         told: dict[str, str] = {}
         if not self._begun:
             self._begun = True
             told = {"role": "assistant", "content": delta.text}
         elif delta.text:
             told = {"content": delta.text}
-        logprobs = _chat_logprobs(delta.logprobs).model_dump() if delta.logprobs else None
+        logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
         return {"index": 0, "delta": told, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, items: list[TokenLogprob]) -> dict[str, Any]:
+        content = [{**_top(item), "top_logprobs": [_top(top) for top in item.top]} for item in items]
+        return {"content": content, "refusal": None}
 
 
 class Text:
     """Of a text that is continued."""
 
-    prefix, chunk = "cmpl-", "text_completion"
+    prefix, object, chunk = "cmpl-", "text_completion", "text_completion"
 
     def __init__(self) -> None:
         self._offset = 0
 
-    def whole(
-        self, head: dict[str, Any], delta: Delta, reason: FinishReason, usage: Usage, version: int
-    ) -> TextCompletion:
-        choice = TextChoice(
-            text=delta.text,
-            logprobs=None if delta.logprobs is None else self._logprobs(delta.logprobs),
-            finish_reason=reason,
-        )
-        return TextCompletion(**head, choices=[choice], usage=usage, memory_version=version)
-
-    def choice(self, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
-        logprobs = self._logprobs(delta.logprobs).model_dump() if delta.logprobs else None
+    def whole(self, delta: Delta, reason: FinishReason) -> dict[str, Any]:
+        logprobs = None if delta.logprobs is None else self._logprobs(delta.logprobs)
         return {"index": 0, "text": delta.text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, items: list[TokenLogprob]) -> Logprobs:
+    def piece(self, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
+        logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
+        return {"index": 0, "text": delta.text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, items: list[TokenLogprob]) -> dict[str, Any]:
         offsets = []
         for item in items:
             offsets.append(self._offset)
             self._offset += len(item.token)
-        return Logprobs(
-            tokens=[item.token for item in items],
-            token_logprobs=[item.logprob for item in items],
+        return {
+            "tokens": [item.token for item in items],
+            "token_logprobs": [item.logprob for item in items],
             # the chosen token is always among them, as one more where it is not among the likeliest
-            top_logprobs=[
+            "top_logprobs": [
                 {**{top.token: top.logprob for top in reversed(item.top)}, item.token: item.logprob}
                 for item in items
             ],
-            text_offset=offsets,
-        )
+            "text_offset": offsets,
+        }
 
 
-def _chat_logprobs(items: list[TokenLogprob]) -> ChatLogprobs:
-    return ChatLogprobs(
-        content=[
-            ChatLogprob(**dict(_top(item)), top_logprobs=[_top(top) for top in item.top]) for item in items
-        ]
-    )
-
-
-def _top(item: TopToken) -> TopLogprob:
+def _top(item: TopToken) -> dict[str, Any]:
     whole = _BROKEN not in item.token
-    return TopLogprob(
-        token=item.token, logprob=item.logprob, bytes=list(item.token.encode()) if whole else None
-    )
+    return {
+        "token": item.token,
+        "logprob": item.logprob,
+        "bytes": list(item.token.encode()) if whole else None,
+    }

@@ -12,18 +12,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BeforeValidator
+from pydantic_core import to_json
 
 from app.api.access import access_of, tenant_of
-from app.api.answers import Summary, answered
+from app.api.answers import Summary
 from app.api.body import JsonRoute
 from app.api.generate import Generation, prepared
 from app.api.openai.answers import ChatCompletion, FinishReason, ModelAnswer, ModelsAnswer, TextCompletion
 from app.api.openai.forms import Chat, Form, Text, head
 from app.api.openai.schemas import ChatCompletionBody, CompletionBody
-from app.api.schemas import TenantId, as_sent
+from app.api.schemas import TenantId, as_sent, check_tenant
 from app.api.services import Use, services_of
 from app.api.streaming import COMMENT, DONE, EventStream, event
-from app.errors import ModelNotFound
+from app.errors import InvalidRequest, ModelNotFound
 from app.messages import ModelInfo
 
 _NO_TENANT = "whose memory? The header X-Tenant, a key that is for one tenant, or the field user says so"
@@ -93,6 +94,16 @@ async def model(model: str, services: Use) -> ModelAnswer:
     return _described(served)
 
 
+def _checked(name: object) -> str:
+    """A tenant's name. Raises InvalidRequest; the header's has been checked before."""
+    try:
+        if isinstance(name, str):
+            return check_tenant(name)
+        raise ValueError("a tenant's id is a string")
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="user") from None
+
+
 def _described(served: ModelInfo) -> ModelAnswer:
     return ModelAnswer(id=served.name, created=_STARTED, max_model_len=served.max_sequence)
 
@@ -106,8 +117,7 @@ async def _completion(
     body: ChatCompletionBody | CompletionBody, request: Request, sent: str | None, form: Form
 ) -> Response:
     named = _named(request, sent, body.user)
-    assert named is None or isinstance(named, str)
-    tenant = tenant_of(request, named, param="user", missing=_NO_TENANT)
+    tenant = tenant_of(request, None if named is None else _checked(named), param="user", missing=_NO_TENANT)
     served = services_of(request).workers.of(tenant).require()
     _check_model(body.model, served)
     generation = await prepared(request, tenant, body.generate, fit=body.most is None)
@@ -116,7 +126,14 @@ async def _completion(
         return EventStream(_chunks(generation, form, begin, usage=body.with_usage))
     whole = await generation.whole()
     summary = generation.output.summary()
-    return answered(form.whole(begin, whole, _reason(summary), summary.usage, summary.memory_version))
+    answer = {
+        **begin,
+        "object": form.object,
+        "choices": [form.whole(whole, _reason(summary))],
+        "usage": summary.usage.model_dump(),
+        "memory_version": summary.memory_version,
+    }
+    return Response(to_json(answer), media_type="application/json")
 
 
 async def _chunks(
@@ -131,12 +148,12 @@ async def _chunks(
                 yield COMMENT
             elif generation.output.finished is not None:
                 summary = generation.output.summary()
-                choice = form.choice(delta, _reason(summary))
+                choice = form.piece(delta, _reason(summary))
                 yield event({**begin, "choices": [choice], **none, "memory_version": summary.memory_version})
                 if usage:
                     yield event({**begin, "choices": [], "usage": summary.usage.model_dump()})
             elif delta.text or delta.logprobs:
-                yield event({**begin, "choices": [form.choice(delta, None)], **none})
+                yield event({**begin, "choices": [form.piece(delta, None)], **none})
     yield DONE
 
 

@@ -5,22 +5,48 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from app.api import schemas
-from app.api.schemas import MAX_LOGPROBS, Body, GenerateBody, Text, TokenIds, no_nul
+from app.api.schemas import MAX_LOGPROBS, MAX_MESSAGES, Body, GenerateBody, Text, TokenIds, no_nul
 
 CHAT_TOKENS = 1024
 """Most tokens of a chat's answer whose caller names no number: its room is kept from the start."""
 COMPLETION_TOKENS = 16
 """The same of a completion: the protocol's own default."""
-MAX_PARTS = 1024
+MAX_PARTS = 4096
+"""Text parts of all messages together, as of ``/generate`` there may be as many messages."""
+MAX_METADATA = 16
+MAX_FIELDS = 200
 _SEEDS = 2**63
+
+
+def _empty(value: Any) -> Any:
+    """Before its entries are looked at, of which there may be a million. Raises ValueError."""
+    if isinstance(value, dict) and value:
+        raise ValueError("this server has nothing for it: only {} can be given")
+    return value
+
+
+def _few_entries(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_METADATA:
+        raise ValueError(f"at most {MAX_METADATA} entries")
+    return value
+
+
+def _few_parts(value: Any) -> Any:
+    """Before any is looked at. Raises ValueError for more parts in all messages than there may be."""
+    if isinstance(value, list):
+        contents = (item.get("content") for item in value[:MAX_MESSAGES] if isinstance(item, dict))
+        if sum(len(content) for content in contents if isinstance(content, list)) > MAX_PARTS:
+            raise ValueError(f"at most {MAX_PARTS:,} text parts in all messages")
+    return value
+
 
 Plain = Annotated[str, AfterValidator(no_nul)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 NoItems = Annotated[list[Any], Field(max_length=0)] | None
-NoEntries = Annotated[dict[str, Any], Field(max_length=0)] | None
+NoEntries = Annotated[dict[str, Any] | None, BeforeValidator(_empty)]
 One = Literal[1] | None
 Zero = Annotated[float, Field(ge=0, le=0)] | None
 
@@ -37,20 +63,29 @@ def _one_prompt(value: Any) -> Any:
 Prompt = Annotated[Text | TokenIds, BeforeValidator(_one_prompt)]
 
 
-class TextPart(Body):
+class Lenient(Body):
+    """A field that is null is one that is left out: programs send all they know of."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) <= MAX_FIELDS:
+            return {name: given for name, given in value.items() if given is not None}
+        return value
+
+
+class TextPart(Lenient):
     type: Literal["text"]
     text: Plain
 
 
-class ChatMessage(Body):
+class ChatMessage(Lenient):
     """A turn. What an answer carries besides may come back with it, empty."""
 
+    type: Literal["text"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
     content: Plain | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: Name | None = Field(None, description="without effect")
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
     annotations: NoItems = None
     tool_calls: NoItems = None
 
@@ -64,20 +99,21 @@ class ChatMessage(Body):
         return schemas.Message.model_construct(role=role, content=content)
 
 
-class StreamOptions(Body):
+class StreamOptions(Lenient):
     include_usage: bool | None = Field(None, description="a last chunk with the usage of all")
     include_obfuscation: Literal[False] | None = None
 
 
-class TextFormat(Body):
+class TextFormat(Lenient):
     type: Literal["text"]
 
 
-class CompletionBase(Body):
+class CompletionBase(Lenient):
     """What both calls take."""
 
     model: Name | None = Field(None, description="the served model's name; it may be left out")
-    user: schemas.TenantId | None = Field(
+    # a name only where it says whose memory: elsewhere it may be anything
+    user: Annotated[Any, WithJsonSchema({"type": "string"})] = Field(
         None,
         description="whose memory, where neither the header X-Tenant nor a key that is for one tenant says so",
     )
@@ -98,7 +134,7 @@ class CompletionBase(Body):
     presence_penalty: Zero = None
     logit_bias: NoEntries = None
 
-    metadata: Annotated[dict[str, Any], Field(max_length=16)] | None = Field(
+    metadata: Annotated[dict[str, Any] | None, BeforeValidator(_few_entries)] = Field(
         None, description="without effect"
     )
     store: bool | None = Field(None, description="without effect: nothing is kept")
@@ -147,7 +183,9 @@ class ChatCompletionBody(CompletionBase):
     )
 
     messages: Annotated[
-        list[ChatMessage], Field(min_length=1, max_length=schemas.MAX_MESSAGES, fail_fast=True)
+        list[ChatMessage],
+        Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+        BeforeValidator(_few_parts),
     ]
     max_completion_tokens: int | None = Field(
         None,
