@@ -62,6 +62,7 @@ class Log:
         Raises OtherSettings and AnotherRun.
         """
         self.path = path
+        self.written = 0
         self._file = claimed(path)
         try:
             self._read(settings, run)
@@ -86,11 +87,13 @@ class Log:
         self._file.seek(0, 2)
         if not first:
             self.write(json.dumps({"settings": settings, "run": run}).encode())
+            self.written = 0
 
     def write(self, line: bytes) -> None:
-        """Appends a line; it is with the kernel when this returns."""
+        """Appends a line; it is with the kernel when this returns. ``written`` counts them."""
         self._file.write(line + b"\n")
         self._file.flush()
+        self.written += 1
 
     def close(self) -> None:
         self._file.close()

@@ -5,10 +5,12 @@
 people       n people, one fact each, of the same relation, in separate updates; all are asked for. Naming one of the n
              at random would be right in 1 of n; an answer in a sentence may name none of the others.
 wordings     one fact, asked for in a wording the pocket model's training never used, beside one that it did.
-corrections  a fact, three others, then the same fact with another value: the newer one is right.
+corrections  a fact, three others, then the same fact with another value: the newer one is right. ``said so``: it
+             begins with "Actually", "Correction:" or the like.
 unknown      four facts about others; then a question about somebody never mentioned: "I don't know" is right.
 
-Each item has a memory with a seed of its own. Facts are generated; names and values are held out of the training.
+Each item has a memory with a seed of its own. Facts are generated; names, and values that are names or words, are held
+out of the training.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from experiments.session import Session, asking, conduct, parser
 from experiments.tables import percent, print_rows
 from experiments.wordings import asked_anew
 from training.facts import Fact, FactGenerator
+from training.variety import CORRECTIONS, without_capital
 
 PEOPLE = (2, 4, 8)
 BETWEEN = 3
@@ -43,6 +46,7 @@ class Questions:
             "wordings": self._wordings,
             "corrections": self._corrections,
             "unknown": self._unknown,
+            "corrections, said so": self._said_so,
         }
 
     async def run(self) -> dict[str, Any]:
@@ -58,7 +62,7 @@ class Questions:
         tenant = self.session.tenant(index)
         await self.client.erase(tenant)
         await self.client.create(tenant, self.given.seed * SEED_STRIDE + index)
-        count = int(part.split()[1]) if " " in part else 1
+        count = int(part.split()[1]) if part.startswith("people") else 1
         found = await self.parts[part](stream, tenant, count)
         await self.client.erase(tenant)
         return found
@@ -101,13 +105,21 @@ class Questions:
         ]
 
     async def _corrections(self, stream: FactGenerator, tenant: str, _: int) -> list[list[Any]]:
+        return await self._corrected("corrections", stream, tenant, "")
+
+    async def _said_so(self, stream: FactGenerator, tenant: str, _: int) -> list[list[Any]]:
+        return await self._corrected("corrections, said so", stream, tenant, stream.rng.choice(CORRECTIONS))
+
+    async def _corrected(self, row: str, stream: FactGenerator, tenant: str, lead_in: str) -> list[list[Any]]:
         fact = fair_fact(stream)
         newer = stream.changed(fact)
+        if lead_in:
+            newer = replace(newer, statement=lead_in + without_capital(newer.statement))
         await self._tell(tenant, fact)
         for _ in range(BETWEEN):
             await self._tell(tenant, stream.unrelated(fact))
         await self._tell(tenant, newer)
-        return [await self._asked("corrections", tenant, item_of(newer, self.session.exact))]
+        return [await self._asked(row, tenant, item_of(newer, self.session.exact))]
 
     async def _unknown(self, stream: FactGenerator, tenant: str, _: int) -> list[list[Any]]:
         fact = fair_fact(stream)
@@ -156,7 +168,14 @@ def summary(items: dict[str, Any], exact: bool) -> dict[str, Any]:
     for row, counts in rows.items():
         counts["share"] = counts["right"] / counts["asked"]
         counts["chance"] = 1 / int(row.split()[1]) if row.startswith("people") else None
-    order = [*(f"people {n}" for n in PEOPLE), "used wordings", "unseen wordings", "corrections", "unknown"]
+    order = [
+        *(f"people {n}" for n in PEOPLE),
+        "used wordings",
+        "unseen wordings",
+        "corrections",
+        "corrections, said so",
+        "unknown",
+    ]
     return {"rows": {row: rows[row] for row in order if row in rows}, "misses": misses[:MISSES]}
 
 

@@ -22,22 +22,40 @@ from experiments.tables import percent
 INTRODUCTION = """# The papers' experiments
 
 Written by `python -m experiments.report` from what the experiments left in a folder; each ran over HTTP against a
-`memoryllm serve`, by the command that it names, with seed, machine and date. All of them anew, and this page, by one:
+`memoryllm serve`, by the command that it names, with seed, machine and date. All of them, with counts of its own that
+are mostly larger, and this page, by one:
 
     memoryllm serve        # in another terminal
     python -m experiments.everything --squad FILE --zsre FILE --counterfact FILE --minutes 1.5 \\
         --results docs/results --page docs/results.md
 
-`--scale 0.1` runs a tenth of each. A model without a chat template, such as `YuWangX/memoryllm-8b`, is asked by
+`--scale 0.1` runs a tenth of each. `--minutes` adds *forgetting*, which trains and serves small models of its own: left
+out, the server alone is measured. `--url` names another server; one with keys is asked with an admin's in
+`MEMORYLLM_API_KEY`. A model without a chat template, such as `YuWangX/memoryllm-8b`, is asked by
 `--template "Question: {question} Answer:"`; its answer ends with the line. Interrupted commands go on where they were.
 
-Errors are standard errors. Texts are written with `"short": "fill"`: one that is shorter than a block is repeated until
-it fills one. Names and values of generated facts are held out of the pocket model's training. An answer counts by one
-of two rules (`--judge`): *exact*, if it equals the value, for the pocket model; *holds*, if the value stands in it as
-whole words and, of several people, no other's does, for other models, and for SQuAD, where it is one of the answers.
-What a prompt holds itself never counts.
+The files: SQuAD is at https://rajpurkar.github.io/SQuAD-explorer (XQuAD, in its format, at
+https://github.com/google-deepmind/xquad), zsRE in MEND's form and CounterFact at https://rome.baulab.info/data/dsets.
+Nothing is downloaded.
+
+Errors are standard errors, as if every answer stood by itself: where several come from one memory they may be larger.
+Texts are written with `"short": "fill"`: one that is shorter than a block is repeated until it fills one. Of generated
+facts the names, and the values that are names or words (six in ten), are held out of the pocket model's training;
+numbers, dates, times, codes and values from short lists are drawn as there. An answer counts by one of two rules
+(`--judge`): *exact*, if it equals the value, for the pocket model; *holds*, if the value stands in it as whole words
+and, of several people, no other's does, for other models, and for SQuAD, where it is one of the answers. Where nothing
+is known, an answer that says so is right. What a prompt holds itself never counts.
 Results name their model's fingerprint: one of another model than its neighbours' has not been run since.
 """
+
+
+WHAT_IS_ASKED = """Each item has a memory of its own.
+
+- *people n*: n are told of, one fact each, all of one relation, in separate updates; all are asked for.
+- *used* and *unseen wordings*: one fact, asked for as in the pocket model's training, and as nowhere in it.
+- *corrections*: a fact, three others, then the same fact with another value, which is right; *said so*: the newer one
+  begins with "Actually", "Correction:" or the like.
+- *unknown*: four facts of other relations, then a question about somebody never mentioned."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -87,7 +105,7 @@ def retention(told: dict[str, Any]) -> str:
         "memory",
         untold(settings["warm"]),
         "text in the prompt",
-        "tokens left",
+        "tokens of its last block left",
         "(1 − K/N)^t",
         "errors apart",
     ]
@@ -107,7 +125,7 @@ def questions(told: dict[str, Any]) -> str:
         for row, c in told["rows"].items()
     ]  # fmt: skip
     head = ["asked for", "right", "questions", "chance", "another of them named", "“I don't know”"]
-    return table(head, rows)
+    return f"{WHAT_IS_ASKED}\n\n{table(head, rows)}"
 
 
 def editing(told: dict[str, Any]) -> str:
@@ -115,9 +133,9 @@ def editing(told: dict[str, Any]) -> str:
     for name, row in told["rows"].items():
         shown = [f"{row[m]:.1%} ± {100 * row[f'{m}_error']:.1f}" for m in MEASURES]
         rows.append([name, *shown, percent(row["score"]), percent(row.get("kept_predictions"))])
-    paper = papers.EDITING.get(told["data"])
-    if paper:
-        rows.append(["the paper's 7B model", *map(percent, paper), percent(harmonic(list(paper))), "-"])
+    for name, paper in papers.EDITING.get(told["data"], {}).items():
+        shown = [*map(percent, paper), percent(harmonic(list(paper)))]
+        rows.append([f"the paper's 7B model, {name}", *shown, "-"])
     head = ["", *MEASURES, "harmonic mean", "other predictions kept"]
     return f"{told['cases']} cases, {told['data']}:\n\n{table(head, rows)}"
 
@@ -145,7 +163,13 @@ def integrity(told: dict[str, Any]) -> str:
     ]
     if "servers" in settings:
         rows.insert(1, ["servers", str(settings["servers"])])
-    return table(["", ""], rows)
+    first = settings.get("at_first")
+    how = (
+        f"The first {told['ends']:,} updates are of {first} memories, then the others join.\n\n"
+        if first
+        else ""
+    )
+    return how + table(["", ""], rows)
 
 
 def _of(counts: dict[str, int]) -> str:

@@ -29,6 +29,8 @@ CONDUCT = {"url", "results", "fresh", "concurrency", "kill_at", "quiet", "name",
 # of these the command that a result shows has nothing
 UNTOLD = CONDUCT - {"concurrency", "kill_at", "also"}
 FLAGS = {"fresh", "quiet", "child"}
+# of a result: where, when and how fast it was measured
+MEASURING = ("machine", "device", "date", "updates_a_second")
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -164,6 +166,9 @@ class Session:
             "settings": self.settings,
             **figures,
         }
+        if not self.log.written:
+            # this run has only looked at what an earlier one measured
+            told |= self._measured_before()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.results
         path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -172,6 +177,14 @@ class Session:
         else:
             plot.write(path.with_suffix(".svg"), chart)
         return told
+
+    def _measured_before(self) -> dict[str, Any]:
+        try:
+            told = json.loads(self.results.read_text("utf-8"))
+            same = told["settings"]["fingerprint"] == self.settings["fingerprint"]
+        except (OSError, ValueError, KeyError):
+            return {}
+        return {name: told[name] for name in MEASURING if same and name in told}
 
 
 def short_hash(path: Path) -> str:

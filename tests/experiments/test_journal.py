@@ -164,3 +164,29 @@ def test_a_child_ends_with_its_parent() -> None:
             os.kill(child, signal.SIGKILL)
             pytest.fail("it goes on")
         assert code == 128 + signal.SIGTERM
+
+
+def test_looking_at_what_was_measured_does_not_change_when_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(model: str, machine: str, *lines: bytes) -> dict[str, Any]:
+        words = ["--results", str(tmp_path), "--tenants", "2"]
+        run = Session("integrity", integrity.options().parse_args(words), SimpleNamespace())  # type: ignore[arg-type]
+        run.server = {"device": "cpu", "dtype": "float32"}
+        run.settings = {"fingerprint": model}
+        run.arguments.words = words
+        monkeypatch.setattr(session, "machine", lambda *_: machine)
+        run.log = Log(tmp_path / f"{model}.jsonl", run.settings, "run")
+        for line in lines:
+            run.log.write(line)
+        told = run.keep({"updates": 1, "updates_a_second": float(len(lines))}, None)
+        run.log.close()
+        assert json.loads((tmp_path / "integrity.json").read_text()) == told
+        return {name: told[name] for name in ("machine", "updates_a_second", "updates")}
+
+    first = {"machine": "quiet", "updates_a_second": 1.0, "updates": 1}
+    assert keep("a", "quiet", b"0 1 1") == first
+    assert keep("a", "busy") == first
+    # of another model nothing has been measured, and a run that goes on measures anew
+    assert keep("b", "busy") == {"machine": "busy", "updates_a_second": 0.0, "updates": 1}
+    assert keep("a", "busy", b"0 2 1", b"1 1 1")["machine"] == "busy"
