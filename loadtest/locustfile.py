@@ -2,7 +2,7 @@
 
     locust --locustfile loadtest/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s
 
-Needs locust alone (``pip install '.[load]'``). The users share ``TENANTS`` memories, drawn by a Zipf law and erased at
+Needs locust alone (``pip install locust``). The users share ``TENANTS`` memories, drawn by a Zipf law and erased at
 the end. An answer from a version older than the last acknowledged update counts as a failure, whatever its status, and
 so does a stream without its end. A server with keys needs an admin's in MEMORYLLM_API_KEY; the same LOAD_SEED makes the
 same people.
