@@ -45,6 +45,11 @@ class Loader:
         self._begun: Buffers | None = None
         if self.backbone.weights.initialized:
             self._begun = self._project_own_pool()
+        if arena.form.eight_bit:
+            # a block is projected by a kernel of its own. Several threads may be the first to publish one, and Triton
+            # does not survive that several are the first to launch a kernel
+            c = self.backbone.config
+            self.backbone.project(torch.zeros(c.num_layers, c.num_tokens, c.hidden_size))
 
     # ------------------------------------------------------------ host memory
 

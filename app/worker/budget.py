@@ -77,8 +77,8 @@ def share_out(backbone: Backbone, settings: Settings, free: int, *, alone: bool)
 
 def reserve(backbone: Backbone, settings: Settings, free: int) -> int:
     """Bytes of a GPU that are left for a step's workspace and captured graphs, the logits of a step all of whose tokens
-    are scored, and as many loads as are under way at once."""
-    c, rows = backbone.config, max(settings.step_tokens, settings.max_running)
+    are scored, those that graphs make and leave, and as many loads as are under way at once."""
+    c, rows = backbone.config, max(settings.step_tokens, settings.max_running) + 2 * settings.max_running
     logits = rows * c.vocab_size * backbone.dtype.itemsize
     return max(_GIB, free // 32) + logits + MOST_LOADS * load_bytes(backbone)
 

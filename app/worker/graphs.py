@@ -40,10 +40,13 @@ def cuda_capture() -> Capture:
 
     def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # compiles kernels and makes libraries allocate, neither of which a capture may do
-            work()
-        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                # compiles kernels and makes libraries allocate, neither of which a capture may do
+                work()
+        finally:
+            # of work that failed too the beginning runs, on what the next step reads and writes
+            torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # a capture that fails may leave its own stream current; other threads go on loading pools beside it
         with (
@@ -91,6 +94,9 @@ class DecodeGraphs:
         self._most = most
         self._capture = capture
         self._static: dict[int, _Static] = {}
+        # one for all graphs, which never run at once: an output of its own would be kept for each of them
+        vocab = backbone.config.vocab_size
+        self._logits = torch.empty(most, vocab, dtype=backbone.dtype, device=backbone.device)
         # with the batch that was captured: a graph knows addresses only, and what lies there must stay
         self._replays: dict[tuple[int, int], tuple[Callable[[], Tensor], Batch]] = {}
         self._broken, self._failed = False, 0
@@ -103,9 +109,12 @@ class DecodeGraphs:
         The step before must have been waited for: what it was given is overwritten.
         """
         rows = len(tokens)
-        if self._broken or rows > self._most:
+        if rows > self._most:
             return None
         size = self.rounded(rows)
+        key = size, self._operations.list_key(readings)
+        if self._broken and key not in self._replays:
+            return None
         static = self._static_of(size)
         padding = [0] * (size - rows)
         static.host.copy_(
@@ -115,12 +124,14 @@ class DecodeGraphs:
         )
         static.device.copy_(static.host, non_blocking=True)
         reads = self._operations.prepare(readings, rows).padded(size)
-        key = size, self._operations.list_key(readings)
         if key not in self._replays:
             given, places, written = static.device
             batch = Batch(given, places, written, static.every, attend=reads)
+            logits = self._logits[:size]
             try:
-                replay = self._capture(lambda: self._backbone.forward(batch, self._pools, self._cache))
+                replay = self._capture(
+                    lambda: logits.copy_(self._backbone.forward(batch, self._pools, self._cache))
+                )
             except RuntimeError as error:
                 # room for a graph may be there later; what else is in the way will be
                 self._failed += 1

@@ -92,9 +92,9 @@ class Runner:
         return Stepped(wanted, logits[: len(wanted)], scored, logits[len(wanted) :])
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Until the device has done all steps that it was given; what loads beside them goes on."""
         if self.backbone.device.type == "cuda":
-            torch.cuda.synchronize(self.backbone.device)
+            torch.cuda.current_stream(self.backbone.device).synchronize()
 
     def _replayed(self, decode: list[Sequence], graphs: DecodeGraphs) -> Tensor | None:
         logits = graphs.step(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.messages import CreateTenant
+from app.messages import CreateTenant, Generate, Sampling
 from app.model.kernel_operations import KernelOperations
 from app.model.operations import MakeOperations, Sizes
+from app.model.rope import RopeTable
 from app.model.torch_operations import TorchOperations
 from app.worker.graphs import cuda_capture
+from app.worker.operations import operations_for
 from app.worker.scheduler import Limits
+from kernels.bench.__main__ import eight_b
 from tests.harness import CHECKPOINTS, NAMES, Harness, load_backbone
 from tests.model.test_parity import all_logits
 
@@ -32,6 +36,16 @@ def on_gpu(
     return Harness(backbone, fingerprint, limits=LIMITS, capture=capture, slots=slots, warm_bytes=10**8)
 
 
+def replayed(harness: Harness) -> list[int]:
+    """Sizes of the graphs that its steps were replayed by. A capture that fails is done without: it must not have."""
+    graphs = harness.engine.runner._graphs
+    assert graphs is not None
+    assert not graphs._failed
+    sizes = sorted(size for size, _ in graphs._replays)
+    assert sizes
+    return sizes
+
+
 @pytest.mark.parametrize("rotating", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_version_gives_the_references_greedy_tokens(name: str, rotating: bool) -> None:
@@ -47,6 +61,37 @@ def test_every_version_gives_the_references_greedy_tokens(name: str, rotating: b
         torch.testing.assert_close(logits, cases[f"v{version}.logits"], atol=1e-3, rtol=0)
         greedy = cases[f"v{version}.greedy"].tolist()
         assert harness.generate("ada", prompt, len(greedy)) == greedy
+    assert replayed(harness) == [1]
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+def test_replayed_steps_of_many_sequences_give_torchs_tokens(rotating: bool) -> None:
+    """Steps of every number of rows up to eight, of tenants that share a pool and others, while one is updated."""
+
+    def played(operations: MakeOperations) -> tuple[Harness, list[list[int]]]:
+        each = on_gpu("plain", operations=operations)
+        tenants = ["ada", "ada", "ben", "ada", "cy", "ada", "ada", "ada"]
+        for number, tenant in enumerate(tenants):
+            prompt = list(range(3 + number, 6 + 3 * number))
+            each.send(Generate(f"g{number}", tenant, prompt, Sampling(max_tokens=6 + 2 * number)))
+        each.begin_update("ben", list(range(10, 30)))
+        each.run()
+        return each, [each.tokens(f"g{number}") for number in range(len(tenants))]
+
+    ours, found = played(partial(KernelOperations, sizes=SIZES, rotating=rotating))
+    assert found == played(TorchOperations)[1]
+    assert replayed(ours)[-1] == 8
+
+
+@pytest.mark.parametrize(
+    ("rotating", "eight_bit"), [(False, False), (True, False), (False, True)], ids=["copy", "read", "int8"]
+)
+def test_kernels_pass_their_trial_at_the_8b_shape(rotating: bool, eight_bit: bool) -> None:
+    """As a server makes them: kernels that fail it are replaced by torch with no more than a warning."""
+    config, device = replace(eight_b(), num_layers=1), torch.device("cuda", 0)
+    rope = RopeTable(config, config.prompt_position + 4096, torch.bfloat16, device)
+    make = operations_for(Sizes(512, 64, 4097), rotating=rotating, eight_bit=eight_bit)
+    assert isinstance(make(config, rope, torch.bfloat16, device), KernelOperations)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -145,6 +145,41 @@ def test_what_a_captured_step_reads_stays() -> None:
     assert all(tensor() is not None for tensor in read)
 
 
+def test_graphs_share_one_output_and_outlive_one_that_failed() -> None:
+    outputs: list[int] = []
+
+    def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        if len(captured) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        captured.append(work)
+
+        def replay() -> Tensor:
+            out = work()
+            outputs.append(out.data_ptr())
+            return out
+
+        return replay
+
+    captured: list[Callable[[], Tensor]] = []
+    graphs = harness(capture=capture).engine.runner._graphs
+    assert graphs is not None
+
+    def step(rows: int) -> Tensor | None:
+        tables = [torch.arange(1, 17) + 16 * row for row in range(rows)]
+        readings = [Reading(slice(r, r + 1), None, None, table, 1) for r, table in enumerate(tables)]
+        return graphs.step(readings, [5] * rows, [1] * rows, [int(table[0]) for table in tables])
+
+    first, both = step(1), step(2)
+    assert first is not None
+    assert both is not None
+    # of a graph each they would be kept for good: gigabytes where many sequences run
+    assert len(set(outputs)) == 1
+    assert step(4) is None
+    assert step(1) is not None
+    assert step(2) is not None
+    assert (len(outputs), len(captured)) == (4, 2)
+
+
 @pytest.mark.parametrize(
     ("error", "tried"),
     [

@@ -69,20 +69,25 @@ def test_a_values_steps_are_those_of_the_plain_formula(dtype: torch.dtype) -> No
 def test_no_more_than_a_layer_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, where the checkpoint's own pool is projected twice, and in a load."""
     backbone = eight_bit(torch.float32)
-    config, quantised = backbone.config, []
+    config, quantised, project = backbone.config, [], backbone.project
+    blocks: list[int] = []
 
     def noted(key: Tensor, scale: Tensor) -> Tensor:
         quantised.append(key.shape[0])
         return quantise_key(key, scale)
 
-    def never(*_: object) -> None:
-        raise AssertionError("a whole pool was projected")
+    def of_a_block(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        assert hidden.shape[1] == config.num_tokens, "a whole pool was projected"
+        blocks.append(hidden.shape[0])
+        return project(hidden)
 
     monkeypatch.setattr(pooling, "quantise_key", noted)
-    monkeypatch.setattr(backbone, "project", never)
+    monkeypatch.setattr(backbone, "project", of_a_block)
     arena, lanes = Arena(backbone, 2, 2), lanes_of(backbone.device, backbone.dtype)
     Loader(arena, Source(backbone, MemoryStore(), "test"), lanes)
     assert quantised == [1] * config.num_layers
+    # so that no two threads are the first to launch a block's kernel
+    assert blocks == [config.num_layers]
     brought: list[torch.Size] = []
 
     def bring(rows: Tensor) -> Tensor:
