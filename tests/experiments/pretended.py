@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Pretended:
     """Takes the place of ``Client.call``, so that all else of the client is the real one.
 
     ``says(tenant, prompt)`` is the answer, ``scores(texts of the memory, prompt, continuation)`` the score. Of updates
-    only the first ``patience`` are taken; ``updated`` names the tenant of each.
+    only the first ``patience`` are taken; ``updated`` names the tenant of each, once if it came twice with its key.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Pretended:
     ) -> None:
         self.says, self.scores = says, scores
         self.memories: dict[str, list[str]] = {}
+        self._keys: dict[str, set[str]] = defaultdict(set)
         self.updated: list[str] = []
         self.patience = sys.maxsize
 
@@ -63,18 +65,22 @@ class Pretended:
         match [method, *path.strip("/").split("/")]:
             case ["GET", "ready"]:
                 return READY
+            case ["GET", listing] if listing.startswith("tenants?"):
+                after = listing.rpartition("after=")[2]
+                return {"tenants": sorted(name for name in self.memories if name > after)}
             case ["POST", "tenants"]:
                 return self._create(body["id"], [])
             case ["POST", "tenants", tenant, "fork"]:
                 return self._create(body["target"], self.memories[tenant])
             case ["DELETE", "tenants", tenant]:
+                self._keys.pop(tenant, None)
                 if self.memories.pop(tenant, None) is None:
                     raise refusal(404)
                 return {}
             case ["GET", "tenants", tenant, *_]:
                 return self._view(tenant)
             case ["POST", "update"]:
-                return self._update(body["tenant"], body["text"])
+                return self._update(body["tenant"], body["text"], body["idempotency_key"])
             case ["POST", "generate"]:
                 prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
                 return {"text": f" {self.says(body['tenant'], prompt)}\n"}
@@ -90,11 +96,13 @@ class Pretended:
         self.memories[tenant] = list(texts)
         return {}
 
-    def _update(self, tenant: str, text: str) -> dict[str, Any]:
+    def _update(self, tenant: str, text: str, key: str) -> dict[str, Any]:
         if len(self.updated) >= self.patience:
             raise refusal(500)
-        self.updated.append(tenant)
-        self.memories[tenant].append(text)
+        if key not in self._keys[tenant]:
+            self._keys[tenant].add(key)
+            self.updated.append(tenant)
+            self.memories[tenant].append(text)
         return {"memory_version": len(self.memories[tenant])}
 
     def _view(self, tenant: str) -> dict[str, Any]:
