@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from experiments import editing, questions, retention
+from experiments.cases import KNOWN
 from tests.experiments.pretended import Pretended
 
 
-def told_apart(tenants: list[str]) -> tuple[set[str], list[str]]:
-    """The names of the items' own memories, and of those that several items begin with one for each update."""
+def told_apart(tenants: list[str]) -> tuple[set[str], Counter[str]]:
+    """The names of the items' own memories; and of those that several items begin with, how often each is told."""
     names = [tenant.split("-", 2)[2] for tenant in tenants]
-    shared = [name for name in names if name.startswith(("world", "base"))]
-    return set(names) - set(shared), sorted(shared)
+    shared = Counter(name for name in names if name.startswith(("world", "base")))
+    return set(names) - set(shared), shared
 
 
 @pytest.mark.parametrize(
-    ("main", "words"),
+    ("main", "words", "before"),
     [
-        (retention.main, ["--items", "6", "--steps", "0", "2"]),
-        (retention.main, ["--items", "6", "--steps", "1", "--warm", "3"]),
-        (questions.main, ["--items", "2"]),
-        (editing.main, ["--generated", "--cases", "12"]),
+        (retention.main, ["--items", "6", "--steps", "0", "2"], {}),
+        (retention.main, ["--items", "6", "--steps", "1", "--warm", "3"], {"base-0": 3}),
+        (questions.main, ["--items", "2"], {}),
+        (editing.main, ["--generated", "--cases", "12"], {"world-0": KNOWN, "world-1": KNOWN}),
     ],
 )
 def test_a_run_goes_on_from_what_it_has_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[], int], words: list[str]
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Callable[[], int], words: list[str],
+    before: dict[str, int],
+) -> None:  # fmt: skip
+    """``before`` are the memories that items begin with, and how many updates they have taken."""
     server = Pretended()
 
     def run(name: str, *more: str) -> object:
@@ -39,18 +43,19 @@ def test_a_run_goes_on_from_what_it_has_measured(
     whole = run("whole")
     taken = len(server.updated)
     items, shared = told_apart(server.updated)
+    assert shared == before
     server.updated, server.patience = [], taken * 2 // 3
     with pytest.raises(SystemExit, match="500; the same command goes on from here"):
         run("part")
-    before, shared_before = told_apart(server.updated)
+    first, shared = told_apart(server.updated)
     server.updated, server.patience = [], taken
     assert run("part") == whole
-    after, shared_after = told_apart(server.updated)
+    second, more = told_apart(server.updated)
     # only the items that were cut off are begun anew
-    assert before | after == items
-    assert len(before & after) <= 2 < len(before)
-    # and what was begun for several is neither told twice nor left out
-    assert sorted(shared_before + shared_after) == shared
+    assert first | second == items
+    assert len(first & second) <= 2 < len(first)
+    # and what they begin with is neither told twice nor left out
+    assert shared + more == before
     # now nothing is left to do
     server.patience = 0
     assert run("part") == whole
