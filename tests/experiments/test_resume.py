@@ -44,7 +44,7 @@ def test_a_run_goes_on_from_what_it_has_measured(
     taken = len(server.updated)
     items, shared = told_apart(server.updated)
     assert shared == before
-    server.updated, server.patience = [], taken * 2 // 3
+    server.updated, server.patience = [], taken * 3 // 4
     with pytest.raises(SystemExit, match="500; the same command goes on from here"):
         run("part")
     first, shared = told_apart(server.updated)
