@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from experiments import forgetting, retention
 from experiments.session import measured
+from training import train
+from training.published import load_published
 
 
 def asked(folder: Path, *words: str) -> argparse.Namespace:
@@ -67,6 +72,48 @@ def test_a_model_of_which_half_was_written_is_written_again(
     monkeypatch.setattr(forgetting, "save_published", whole)
     model = forgetting.trained(asked(tmp_path), 16, 2)
     assert (model / "tokenizer_config.json").exists()
+
+
+def test_a_training_is_asked_for_as_it_was_and_its_average_is_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child is none: it takes its words as the trainer does, and moves a weight of the average."""
+    text = tmp_path / "text"
+    text.mkdir()
+    words = ["--minutes", "1.5", "--seed", "7", "--processes", "3", "--text", str(text)]
+    given = asked(tmp_path, *words)
+    run = tmp_path / "forgetting" / "K8-N80"
+    begun: list[argparse.Namespace] = []
+    codes = [1, 0]
+
+    def child(command: list[str]) -> int:
+        assert command[:3] == [sys.executable, "-m", "training.train"]
+        told = train.options().parse_args(command[3:])
+        begun.append(told)
+        state = json.loads((told.out / "state.json").read_text())
+        assert (state["config"]["num_tokens"], state["config"]["num_blocks"]) == (8, 10)
+        path = told.out / "average.safetensors"
+        average = load_file(path)
+        average["initial_block"] += 1
+        save_file(average, path)
+        return codes.pop(0)
+
+    monkeypatch.setattr(forgetting.children, "run", child)
+    with pytest.raises(SystemExit, match="K8-N80 failed; the same command goes on from here"):
+        forgetting.trained(given, 8, 10)
+    assert not list(run.glob("model*"))
+    model = forgetting.trained(given, 8, 10)
+    for told in begun:
+        assert (told.out, told.tokenizer) == (run, Path("app/pocket/tokenizer.json"))
+        assert (told.minutes, told.seed, told.processes, told.text) == (1.5, 7, 3, text)
+    # the second went on with what the first had left
+    start = load_published(Path("app/pocket"))
+    made = load_published(model)
+    assert (made.config.num_tokens, made.config.num_blocks) == (8, 10)
+    assert torch.allclose(made.initial_block, start.initial_block[:, :8] + 2, atol=1e-5)
+    # and it is not trained again
+    assert forgetting.trained(given, 8, 10) == model
+    assert len(begun) == 2
 
 
 def test_a_shape_names_the_command_that_measured_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ def test_the_command_on_the_page_makes_the_page() -> None:
     assert {words[0] for words in everything.plan(given)} == set(report.SECTIONS)
 
 
+def test_the_page_is_what_the_results_make() -> None:
+    page = Path("docs/results.md")
+    assert page.read_text("utf-8") == report.page(Path("docs/results"), page)
+
+
 def test_the_page_says_how_answers_were_judged() -> None:
     for experiment, settings, rule in [
         ("retention", {"squad": None}, "exact"),

@@ -85,11 +85,17 @@ def test_a_run_goes_on_where_it_stopped(tokenizer: Tokenizer, tmp_path: Path) ->
         gradients, _ = trainer.gradients(loss, [0.0])
         trainer.optimizer.step(gradients, 1e-3, 1e-3)
         trainer.step += 1
+        for name, parameter in trainer.model.named_parameters():
+            trainer.average[name].lerp_(parameter.detach(), 0.5)
     trainer.save()
     again = Trainer(arguments, 0)
     assert (again.step, again.stage) == (len(trainer.stages), trainer.stage)
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
+    assert again.average.keys() == trainer.average.keys()
+    for name, tensor in trainer.average.items():
+        assert torch.equal(tensor, again.average[name]), name
+        assert not torch.equal(tensor, again.model.state_dict()[name]), name
     for name, tensor in trainer.optimizer.state.items():
         assert torch.equal(tensor, again.optimizer.state[name]), name
 
