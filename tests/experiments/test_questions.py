@@ -13,6 +13,7 @@ from experiments.questions import BETWEEN
 from tests.experiments.test_scoring import Speaker, questioner
 from training.facts import Claim, Fact, FactGenerator
 from training.relations import RELATIONS, word_it
+from training.variety import CORRECTIONS, without_capital
 
 
 class Recorded(FactGenerator):
@@ -59,6 +60,35 @@ def test_a_correction_is_right_and_what_it_corrects_is_not(seed: int) -> None:
         assert all(fact.relation != older.relation for fact in between)
         assert (row, judged, answer) == ("corrections", right, newer.answer)
         assert speaker.questions == [question] == [newer.question]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_correction_that_says_so_begins_with_it(seed: int) -> None:
+    for newest in (True, False):
+        stream = Recorded(seed)
+
+        def says(_: str) -> str:
+            fact = newer_of(speaker.told[-1])  # noqa: B023 - asked within
+            return fact.answer if newest else stream.facts[speaker.told[0]].answer  # noqa: B023
+
+        def newer_of(told: str) -> Fact:
+            (fact,) = (
+                fact
+                for fact in stream.facts.values()  # noqa: B023
+                for word in CORRECTIONS
+                if told == word + without_capital(fact.statement)
+            )
+            return fact
+
+        speaker = Listener(says)
+        ((row, judged, question, answer, _),) = asyncio.run(
+            questioner(speaker, True)._said_so(stream, "t", 1)
+        )
+        newer = newer_of(speaker.told[-1])
+        assert (row, judged) == ("corrections, said so", newest)
+        assert (question, answer) == (newer.question, newer.answer)
+        assert stream.facts[speaker.told[0]].relation == newer.relation
+        assert len(speaker.told) == BETWEEN + 2
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -93,7 +93,7 @@ def test_questions(run: Run, server: ServerProcess) -> None:
     rows = run(questions.main, "--items", "2")["rows"]
     assert {row: c["asked"] for row, c in rows.items()} == {
         "people 2": 4, "people 4": 8, "people 8": 16,
-        "used wordings": 2, "unseen wordings": 2, "corrections": 2, "unknown": 2,
+        "used wordings": 2, "unseen wordings": 2, "corrections": 2, "corrections, said so": 2, "unknown": 2,
     }  # fmt: skip
     assert rows["people 8"]["share"] > 0.5
     assert left_over(server) == []

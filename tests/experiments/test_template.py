@@ -47,7 +47,7 @@ def of_retention(told: dict[str, Any]) -> list[float]:
 
 
 def of_questions(told: dict[str, Any]) -> list[float]:
-    assert len(told["rows"]) == 7
+    assert len(told["rows"]) == 8
     return [row["share"] for row in told["rows"].values()]
 
 
