@@ -11,6 +11,7 @@ import pytest
 from experiments import integrity, questions, retention
 from tests.experiments.pretended import Pretended
 from training.facts import Claim, Fact, FactGenerator
+from training.variety import CORRECTIONS, without_capital
 
 
 class Knowing(Pretended):
@@ -19,18 +20,22 @@ class Knowing(Pretended):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, always: bool) -> None:
         super().__init__(self.answer)
         self.facts: dict[str, Fact] = {}
+        self.corrections: dict[str, Fact] = {}
         self.always = always
         word = FactGenerator.word
 
         def kept(generator: FactGenerator, claim: Claim) -> Fact:
             fact = word(generator, claim)
             self.facts[fact.statement] = fact
+            for said in CORRECTIONS:
+                self.corrections[said + without_capital(fact.statement)] = fact
             return fact
 
         monkeypatch.setattr(FactGenerator, "word", kept)
 
     def answer(self, tenant: str, prompt: str) -> str:
-        told = [self.facts[text] for text in reversed(self.memories.get(tenant, []))]
+        known = self.facts | self.corrections
+        told = [known[text] for text in reversed(self.memories.get(tenant, []))]
         for fact in [*told, *(self.facts.values() if self.always else [])]:
             if fact.question in prompt:
                 return fact.answer
