@@ -72,7 +72,8 @@ def batch_contexts(contexts: Sequence[Sequence[int]], min_tokens: int) -> tuple[
     ids: NDArray[np.int64] = np.zeros((len(contexts), width), dtype=np.int64)
     for index, context in enumerate(contexts):
         ids[index, width - len(context) :] = context
-    return torch.from_numpy(ids), torch.tensor([len(c) for c in contexts])
+    # a copy, on the default device
+    return torch.tensor(ids), torch.tensor([len(c) for c in contexts])
 
 
 def batch_rows(
@@ -84,5 +85,5 @@ def batch_rows(
     for index, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
         both[0, index, : len(row)] = row
         both[1, index, : len(kind)] = kind
-    ids, labels = torch.from_numpy(both)
+    ids, labels = torch.tensor(both)
     return ids, labels, torch.tensor([len(r) for r in rows])

@@ -21,9 +21,12 @@ DTYPES = ("auto", "bfloat16", "float32")
 
 
 def compute_dtype(name: str) -> torch.dtype:
-    """One of DTYPES; "auto" is bf16 where the processor multiplies it: elsewhere it is ten times as slow as fp32."""
+    """One of DTYPES; "auto" is bf16 where the default device multiplies it: on other CPUs it is ten times as slow as
+    fp32."""
     cpu = torch.cpu.get_capabilities()
     quick = cpu.get("avx512_bf16") or cpu.get("amx_bf16")
+    if torch.get_default_device().type == "cuda":
+        quick = torch.cuda.is_bf16_supported()
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and quick) else torch.float32
 
 

@@ -73,13 +73,15 @@ class _Place(torch.autograd.Function):
         groups, places, width = grad.shape
         once = ctx.size - ctx.repeated
         # Copying to each row its one gradient is much faster than a scatter-add; only the repeated rows need a sum.
-        where = torch.full((groups, ctx.size), places).scatter_(
-            1, ranks, torch.arange(places).expand(groups, -1)
+        # Autograd has threads of its own for a GPU, in which no default device is set.
+        on = grad.device
+        where = torch.full((groups, ctx.size), places, device=on).scatter_(
+            1, ranks, torch.arange(places, device=on).expand(groups, -1)
         )
-        where = where[:, :once] + torch.arange(groups)[:, None] * (places + 1)
+        where = where[:, :once] + torch.arange(groups, device=on)[:, None] * (places + 1)
         padded = torch.cat([grad, grad.new_zeros(groups, 1, width)], 1).view(-1, width)
         single = padded[where.flatten()].view(groups, once, width)
-        is_row = ranks[:, None] == torch.arange(once, ctx.size)[:, None]
+        is_row = ranks[:, None] == torch.arange(once, ctx.size, device=on)[:, None]
         return torch.cat([single, is_row.to(grad.dtype) @ grad], 1), None, None
 
 

@@ -1,6 +1,7 @@
 """Train the pocket model from nothing: `python -m training.train --tokenizer T --text FOLDER --out RUN --minutes 90`.
 
-Each process takes one core and its own contexts; gradients are averaged over gloo. A run can be stopped and started
+Each process takes one core and its own contexts; gradients are averaged over gloo. With ``--device cuda`` one process
+has the model, and all that is made of it, on a GPU. A run can be stopped and started
 again with the same arguments: weights, their moving average, optimizer state and stage are in RUN, and its curve in
 RUN/curve.csv. `training.reshape` begins a run from a published model.
 """
@@ -42,7 +43,8 @@ class Trainer:
     """One process of a run."""
 
     def __init__(self, arguments: argparse.Namespace, rank: int) -> None:
-        self.arguments, self.rank, self.world = arguments, rank, arguments.processes
+        self.arguments, self.rank, self.world = arguments, rank, arguments.processes or 1
+        self.device = torch.get_default_device()
         torch.manual_seed(arguments.seed)
         tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
         config = ModelConfig(
@@ -73,9 +75,10 @@ class Trainer:
     def load(self) -> None:
         """Take up a run where its last checkpoint was written."""
         out = self.arguments.out
-        self.model.load_state_dict(load_file(out / "weights.safetensors"))
-        self.average = load_file(out / "average.safetensors")
-        self.optimizer.state = load_file(out / "optimizer.safetensors")
+        device = str(self.device)
+        self.model.load_state_dict(load_file(out / "weights.safetensors", device))
+        self.average = load_file(out / "average.safetensors", device)
+        self.optimizer.state = load_file(out / "optimizer.safetensors", device)
         state = json.loads((out / "state.json").read_text())
         self.step = self.optimizer.count = state["step"]
         self.stage, self.minutes, self.exact = state["stage"], state["minutes"], state["exact"]
@@ -133,7 +136,8 @@ class Trainer:
         return order
 
     def _ranks(self, order: list[list[int]], mixture: Mixture) -> Tensor:
-        """The row of the bank at each of the newest window·K ranks of each group's pool, int64 [L, G, window·K]."""
+        """The row of the bank at each of the newest window·K ranks of each group's pool, int64 [L, G, window·K], on the
+        host."""
         config = self.model.config
         ranks = simulate(
             self.numpy_rng, config.num_layers * len(order), order * config.num_layers, len(order[0]),
@@ -179,7 +183,7 @@ class Trainer:
         new = write_behind(self.model, ids, lengths, self._tails(len(examples)), behind, layers)
         bank = new.view(len(new), count, -1, new.shape[-1])
         if ranks is not None:
-            bank, ranks = self._bank(new, ranks, picks)
+            bank, ranks = self._bank(new, ranks.to(self.device), picks)
         hidden = self.model.read(
             rows.view(count, own, -1),
             row_lengths.view(count, own),
@@ -272,6 +276,7 @@ class Trainer:
 def work(rank: int, arguments: argparse.Namespace) -> None:
     """One process of the run."""
     torch.set_num_threads(1)
+    torch.set_default_device(arguments.device)
     if arguments.processes > 1:
         address = f"tcp://127.0.0.1:{arguments.port}"
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=arguments.processes)
@@ -286,7 +291,8 @@ def options() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the run's checkpoints")
     add("--minutes", type=float, required=True, help="the learning rate reaches its end when they are over")
     add("--batch", type=int, default=48, help="contexts a step and process")
-    add("--processes", type=int, default=2)
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--processes", type=int, help="default: 2; on a GPU there is one")
     add("--port", type=int, default=29533)
     add("--rate", type=float, default=3e-3)
     add("--muon-rate", type=float, default=4e-3)
@@ -310,6 +316,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.width % (2 * arguments.heads):
         parser.error("--width has to be an even number of times --heads")
+    alone = arguments.device == "cuda"
+    if alone and (arguments.processes or 1) != 1:
+        parser.error("a GPU takes one process")
+    if alone and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here")
+    arguments.processes = arguments.processes or (1 if alone else 2)
     arguments.out.mkdir(parents=True, exist_ok=True)
     # Fresh pages from the kernel for every large tensor cost a tenth of the time: let glibc keep its memory. Only a
     # new process heeds this, so that one is started even for a single one.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from training import train
 from training.model import MemoryModel
 from training.progress import Point
 from training.published import load_published, save_published
@@ -103,3 +104,41 @@ def test_heads_that_cannot_be_are_refused(
 def interrupted(path: Path, text: str, **_: str) -> None:
     path.write_bytes(text[:9].encode())
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"), [([], "no GPU"), (["--processes", "2"], "one process")], ids=["none", "two"]
+)
+def test_a_gpu_that_is_not_there_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: list[str], reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    files = ["--tokenizer", "t.json", "--out", str(tmp_path / "run"), "--minutes", "1"]
+    monkeypatch.setattr(sys, "argv", ["train", *files, "--device", "cuda", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_makes_its_tensors_on_the_device_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+
+    class Watched:
+        def __init__(self, *_: object) -> None:
+            made.append(torch.zeros(1).device)
+
+        def run(self) -> None:
+            pass
+
+    monkeypatch.setattr(train, "Trainer", Watched)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    try:
+        for device in ("meta", "cpu"):
+            train.work(0, argparse.Namespace(device=device, processes=1))
+    finally:
+        torch.set_default_device(None)
+    assert made == [torch.device("meta"), torch.device("cpu")]

@@ -126,3 +126,11 @@ def test_bfloat16_is_taken_only_where_the_processor_has_it(monkeypatch: pytest.M
         assert compute_dtype("auto") == expected
         assert compute_dtype("float32") == torch.float32
         assert compute_dtype("bfloat16") == torch.bfloat16
+
+
+def test_on_a_gpu_its_own_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        assert compute_dtype("auto") == expected
