@@ -193,6 +193,12 @@ def checkpoints(arguments: argparse.Namespace) -> dict[str, str]:
     return named
 
 
+def shape_of(model: Path) -> str:
+    """The name of a checkpoint's shape."""
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    return f"K{config['num_tokens']}-N{config['num_tokens'] * config['num_blocks']}"
+
+
 def report(
     arguments: argparse.Namespace,
     models: dict[str, str],
@@ -209,6 +215,7 @@ def report(
         "judge": rule(arguments),
         "minutes": None if arguments.models else arguments.minutes,
         "start": None if arguments.models else recipe(arguments)["start"],
+        "start_shape": None if arguments.models else shape_of(arguments.start),
         "shapes": {
             name: {"fingerprint": one["settings"]["fingerprint"], "shape": one["shape"], "rows": one["rows"]}
             for name, one in shapes.items()

@@ -195,6 +195,8 @@ def forgetting(told: dict[str, Any]) -> str:
     )
     if told.get("start"):
         how += f" ({told['start'][:8]})"
+    if told.get("start_shape"):
+        how += f", which had been trained as {told['start_shape']} and for longer"
     head = ["shape", *(f"{step} contexts since" for step in steps)]
     return f"{count} items, {how}; right, and in brackets (1 − K/N)^t:\n\n{table(head, rows)}"
 

@@ -135,5 +135,6 @@ def test_the_results_name_weights(tmp_path: Path) -> None:
     forgetting.report(given, {"K16-N32": "folder"}, {"K16-N32": one}, [])
     told = json.loads((tmp_path / "forgetting.json").read_text())
     assert told["start"] == forgetting.recipe(given)["start"]
+    assert told["start_shape"] == "K16-N800"
     assert told["shapes"]["K16-N32"]["fingerprint"] == "f"
     assert "client" not in told["machine"]

@@ -57,6 +57,7 @@ def test_forgetting_is_shown_with_its_models_and_without() -> None:
     new = old | {"start": "0123456789", "shapes": {"K8-N200": shape | {"fingerprint": "abcdefghij"}}}
     assert "| K8-N200 (abcdefgh) | 100.0%" in report.forgetting(new)
     assert "the same weights (01234567);" in report.forgetting(new)
+    assert "which had been trained as K1-N2 and" in report.forgetting(new | {"start_shape": "K1-N2"})
 
 
 def test_prompts_that_did_not_fit_are_not_counted() -> None:
