@@ -12,7 +12,7 @@ import pytest
 from app.api.middleware import tenant_mark
 from app.api.openai.schemas import MAX_PARTS
 from app.api.tokens import Tokenizer
-from app.messages import Cancel, Finished, Generate, Timings, Tokens
+from app.messages import Cancel, Finished, Generate, Timings, TokenLogprob, Tokens
 from tests.api.conftest import Service, until
 from tests.api.fake_worker import EOS
 from tests.api.test_access import bearer
@@ -140,6 +140,25 @@ async def test_a_stream_gives_each_token_as_it_comes(service: Service, tokenizer
         shown += tokenizer.decode([token])
         await until(lambda wanted=shown: text() == wanted)  # type: ignore[misc]
     service.answer(Finished(message.id, "length", 0, 5, 3, Timings()))
+    await asyncio.wait_for(call, 10)
+
+
+async def test_a_token_without_text_has_its_logprobs_streamed(service: Service, tokenizer: Tokenizer) -> None:
+    """As the first bytes of a character have, which is shown when it is whole."""
+    call, _, out = await read_body(service, {**ASK, "user": "mute", "stream": True, "logprobs": True}, CHAT)
+    message = await service.until_seen(Generate)
+    assert isinstance(message, Generate)
+
+    def told() -> int:
+        chunks = events(b"".join(message.get("body", b"") for message in out).decode())
+        return sum(len((data["choices"][0]["logprobs"] or {}).get("content", [])) for _, data in chunks)
+
+    tokens = tokenizer.ids("東")
+    assert len(tokens) > 1
+    for place, token in enumerate(tokens):
+        service.answer(Tokens(message.id, [token], [TokenLogprob(-0.5, [])], 0 if place == 0 else None))
+        await until(lambda wanted=place + 1: told() == wanted)  # type: ignore[misc]
+    service.answer(Finished(message.id, "length", 0, 5, len(tokens), Timings()))
     await asyncio.wait_for(call, 10)
 
 
