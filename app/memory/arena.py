@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from app.memory.sample import sampled_blocks
 from app.model.backbone import Backbone
 from app.model.forgetting import renumber
 from app.model.pools import Pools
@@ -77,7 +78,8 @@ class Arena:
     def __init__(self, backbone: Backbone, slots: int, hot: int) -> None:
         self.backbone = backbone
         self.form = backbone.operations.form
-        # 8-bit keys need to know their channels' sizes, which the checkpoint's own pool shows
+        # 8-bit keys need to know their channels' sizes, which the checkpoint's own pool shows; where that repeats one
+        # block, it shows less than there is
         scale = None
         if self.form.eight_bit:
             layers = backbone.project_by_layer(backbone.weights.memory)
@@ -85,6 +87,10 @@ class Arena:
         self.pools = Pools.allocate(
             backbone.config, slots, hot, backbone.dtype, backbone.device, self.form, scale
         )
+        if self.pools.key_scale is not None:
+            for blocks in sampled_blocks(backbone, self.pools):
+                key, _ = backbone.project(blocks)
+                torch.maximum(self.pools.key_scale, key_scale(key), out=self.pools.key_scale)
         c = backbone.config
         self.tails = torch.empty(
             (slots, c.num_layers, c.num_tokens, c.hidden_size), dtype=backbone.dtype, device=backbone.device

@@ -11,6 +11,7 @@ from torch import Tensor
 from app.memory.arena import Arena, Memory, View
 from app.memory.lanes import lanes_of
 from app.memory.loader import Loader
+from app.memory.sample import AT_ONCE, sampled_blocks
 from app.memory.source import Source
 from app.model import pools as pooling
 from app.model.backbone import Backbone
@@ -38,6 +39,8 @@ def test_eight_bits_are_those_of_a_pool_that_is_projected_at_once(dtype: torch.d
     backbone = eight_bit(dtype)
     arena, config = Arena(backbone, 2, 2), backbone.config
     scale = key_scale(backbone.project(backbone.weights.memory)[0])
+    for blocks in sampled_blocks(backbone, arena.pools):
+        scale = torch.maximum(scale, key_scale(backbone.project(blocks)[0]))
     assert arena.pools.key_scale is not None
     assert torch.equal(arena.pools.key_scale, scale)
     for part in arena.pools.parts(1):
@@ -76,18 +79,18 @@ def test_no_more_than_a_layer_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> 
         quantised.append(key.shape[0])
         return quantise_key(key, scale)
 
-    def of_a_block(hidden: Tensor) -> tuple[Tensor, Tensor]:
-        assert hidden.shape[1] == config.num_tokens, "a whole pool was projected"
-        blocks.append(hidden.shape[0])
+    def of_blocks(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        assert hidden.shape[1] <= AT_ONCE * config.num_tokens < config.pool_size, "a whole pool was projected"
+        blocks.append(hidden.shape[1] // config.num_tokens)
         return project(hidden)
 
     monkeypatch.setattr(pooling, "quantise_key", noted)
-    monkeypatch.setattr(backbone, "project", of_a_block)
+    monkeypatch.setattr(backbone, "project", of_blocks)
     arena, lanes = Arena(backbone, 2, 2), lanes_of(backbone.device, backbone.dtype)
     Loader(arena, Source(backbone, MemoryStore(), "test"), lanes)
     assert quantised == [1] * config.num_layers
-    # so that no two threads are the first to launch a block's kernel
-    assert blocks == [config.num_layers]
+    # a sample, and one by itself, so that no two threads are the first to launch its kernel
+    assert blocks == [AT_ONCE] * (len(blocks) - 1) + [1]
     brought: list[torch.Size] = []
 
     def bring(rows: Tensor) -> Tensor:
