@@ -86,24 +86,29 @@ async def test_a_stop_string_ends_the_work(service: Service, path: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-async def test_a_client_that_goes_away_ends_the_generation(service: Service, path: str, stream: bool) -> None:
-    call, gone, out = await read_body(service, {**BODIES[path], "user": "hold", "stream": stream}, path)
+async def test_a_client_that_goes_away_ends_the_generation(
+    service: Service, tokenizer: Tokenizer, path: str, stream: bool
+) -> None:
+    call, gone, out = await read_body(service, {**BODIES[path], "user": "mute", "stream": stream}, path)
     message = await service.until_seen(Generate)
+    assert isinstance(message, Generate)
     if stream:
+        service.answer(Tokens(message.id, tokenizer.ids("Maya"), None, 0))
         await until(lambda: len(out) > 1)
     gone.set()
     cancel = await service.until_seen(Cancel)
     assert isinstance(cancel, Cancel)
-    assert isinstance(message, Generate)
     assert cancel.id == message.id
     await asyncio.wait_for(call, 10)
     assert service.client.open_requests == 0
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-async def test_an_error_in_a_stream_is_an_event(service: Service, path: str) -> None:
-    call, _, out = await read_body(service, {**BODIES[path], "user": "hold", "stream": True}, path)
-    await service.until_seen(Generate)
+async def test_an_error_in_a_stream_is_an_event(service: Service, tokenizer: Tokenizer, path: str) -> None:
+    call, _, out = await read_body(service, {**BODIES[path], "user": "mute", "stream": True}, path)
+    message = await service.until_seen(Generate)
+    assert isinstance(message, Generate)
+    service.answer(Tokens(message.id, tokenizer.ids("Maya"), None, 0))
     await until(lambda: len(out) > 1)
     service.client.detach("the worker ended with exit code 9")
     await asyncio.wait_for(call, 10)
