@@ -23,10 +23,9 @@ from locust import HttpUser, constant, events, task
 
 # locust puts this file's folder on the path, not the one above
 sys.path.append(str(Path(__file__).parents[1]))
-from loadtest.people import Act, Crowd, Habits
+from loadtest.people import Act, Crowd, Habits, away
 
 TENANTS = 32
-LONGEST_WAIT = 30.0
 
 _RUN = secrets.token_hex(4)
 _CROWD = Crowd(
@@ -71,7 +70,7 @@ class Rememberer(HttpUser):
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
                 if response.status_code in {429, 503}:
-                    time.sleep(min(float(response.headers.get("retry-after", 1)), LONGEST_WAIT))
+                    time.sleep(away(response.headers.get("retry-after", "")))
                 return False
             answer = _read(response, act.hang_up) if streamed else response.json()
             if answer is None:

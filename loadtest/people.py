@@ -6,6 +6,7 @@ is drawn from the generator that is passed in: the same seed gives the same peop
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import bisect
 from collections.abc import Sequence
@@ -23,6 +24,18 @@ WORK = (
     "at the mill",
     "in the library",
 )
+
+
+USUAL_WAIT, LONGEST_WAIT = 1.0, 30.0
+
+
+def away(retry_after: str) -> float:
+    """Seconds for which one who was refused stays away; a Retry-After that is a date, or nothing, is a usual one."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        return USUAL_WAIT
+    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else USUAL_WAIT
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 
+from app.api import generate, streaming
 from app.api.middleware import tenant_mark
+from app.api.openai import routes
 from app.api.openai.schemas import MAX_PARTS
 from app.api.tokens import Tokenizer
 from app.messages import Cancel, Finished, Generate, Timings, TokenLogprob, Tokens
@@ -100,6 +106,36 @@ async def test_a_client_that_goes_away_ends_the_generation(
     assert isinstance(cancel, Cancel)
     assert cancel.id == message.id
     await asyncio.wait_for(call, 10)
+    assert service.client.open_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "body"),
+    [(generate, "/generate", {"tenant": "mute", "prompt": "x"}), (routes, CHAT, ASK | {"user": "mute"})],
+    ids=["generate", "chat"],
+)
+async def test_a_stream_that_is_closed_has_ended_its_request(
+    service: Service, monkeypatch: pytest.MonkeyPatch, module: ModuleType, path: str, body: dict[str, Any]
+) -> None:
+    """At once, and not when what it was made of is collected."""
+    made: list[AsyncGenerator[bytes]] = []
+
+    def kept(events: AsyncGenerator[bytes]) -> Response:
+        made.append(events)
+        return Response()
+
+    @asynccontextmanager
+    async def nobody(*_: object) -> AsyncIterator[None]:
+        yield
+
+    monkeypatch.setattr(module, "EventStream", kept)
+    monkeypatch.setattr(generate, "watched", nobody)
+    monkeypatch.setattr(streaming, "FIRST_ANSWER_SECONDS", 0.0)
+    await service.post(path, {**body, "stream": True})
+    (events,) = made
+    assert (await anext(events)).startswith(b":")
+    assert service.client.open_requests == 1
+    await events.aclose()
     assert service.client.open_requests == 0
 
 

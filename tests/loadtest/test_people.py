@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 from loadtest.arrivals import poisson
-from loadtest.people import Crowd, Habits
+from loadtest.people import LONGEST_WAIT, USUAL_WAIT, Crowd, Habits, away
 
 
 def crowd(seed: int, **habits: object) -> Crowd:
@@ -61,3 +61,10 @@ def test_arrivals_are_poisson() -> None:
     assert all(0 < t < 200 for t in times)
     assert abs(len(times) - 10_000) < 500
     assert not list(poisson(random.Random(1), 0.0, 10.0))
+
+
+def test_who_is_refused_stays_away_for_as_long_as_makes_sense() -> None:
+    for told, seconds in {"3": 3.0, "0.5": 0.5, "86400": LONGEST_WAIT, "-1": 0.0}.items():
+        assert away(told) == seconds
+    for told in ("", "nan", "inf", "Wed, 21 Oct 2026 07:28:00 GMT"):
+        assert away(told) == USUAL_WAIT
