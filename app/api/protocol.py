@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.errors import error_body
@@ -30,6 +31,8 @@ class Protocol(HttpToolsProtocol):
     # in one piece is left out, which is little
     _outside = 0
     _late: asyncio.TimerHandle | None = None
+    # the head of a message that asks for another protocol, as it would be if it did not
+    _plain = b""
     _refusal: ServiceError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -44,13 +47,36 @@ class Protocol(HttpToolsProtocol):
         # empty lines before a request are no message yet, and may not come for ever either
         self._begun = self._begun or self._heading
         self._outside += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
         if self.transport.is_closing():
             return
         if self._outside > MOST_BYTES:
             self._refuse(_too_large())
         elif self._heading and self._begun:
             self._wait(HEADERS_SECONDS)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Whoever asks for another protocol, as Java's HTTP client does for HTTP/2, is answered in this one, as if
+        he had not. The parser believes that his message ends with its headers, and stops there: another one is given
+        the message without the header that asks, and then what came behind it, so that its body is read as any other.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as asked:
+                data = memoryview(data)[asked.args[0] :]
+            began = self.scope["began"]  # type: ignore[typeddict-item]
+            # the first one takes nothing more, if the connection is to be closed behind the message
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(self._plain)
+            self.scope["began"] = began  # type: ignore[typeddict-unknown-key]
 
     # ------------------------------------------------------------ the parser's callbacks
 
@@ -66,6 +92,9 @@ class Protocol(HttpToolsProtocol):
             # for the parser any error is one of the request, and answered by ``send_400_response``
             self._refusal = _too_large()
             raise self._refusal
+        if self.parser.should_upgrade():
+            self._plain = self._without_upgrade()
+            return
         # this may find them wrong too
         super().on_headers_complete()
         self._heading, self._outside = False, 0
@@ -76,6 +105,9 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            # its body, if it has one, is still to come
+            return
         super().on_message_complete()
         self._heading, self._begun, self._outside = True, False, 0
         self._arrived()
@@ -84,6 +116,17 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if not self._heading and not self.transport.is_closing():
             self._wait(REST_SECONDS)
+
+    def _without_upgrade(self) -> bytes:
+        """The request's line and headers but ``Upgrade``, which a server may ignore. All others stay as they came:
+        where its body ends is for the parser to say. Raises MalformedRequest for CONNECT, behind which is no HTTP."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refusal = MalformedRequest("this server is no proxy: it takes no CONNECT")
+            raise self._refusal
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     # ------------------------------------------------------------ its ends
 

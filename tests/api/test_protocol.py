@@ -15,7 +15,7 @@ import uvicorn
 import app.api.protocol
 from app.api.protocol import HEADERS_SECONDS, MOST_BYTES, REST_SECONDS, Protocol
 from app.api.server import listen
-from tests.api.conftest import until
+from tests.api.conftest import Service, until
 
 pytestmark = pytest.mark.anyio
 
@@ -52,8 +52,10 @@ class Echo:
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.ended: list[str] = []
+        self.asked: list[tuple[str, str]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked.append((scope["method"], scope["path"]))
         taken, more = 0, scope["path"] != "/early"
         while more:
             message = await receive()
@@ -338,3 +340,151 @@ async def test_the_rest_of_a_body_is_not_waited_for_for_ever(connect: Connect, p
     await pass_time(4.0)
     await client.arrive(b"xx" + REQUEST)
     assert (await client.answer())[0] == 200
+
+
+# ---------------------------------------------------------------- asked for another protocol
+
+# as Java's HTTP client asks for HTTP/2 where there is no TLS, and curl --http2
+H2C = b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\nupgrade: h2c\r\n"
+# a body, never a request
+INNER = b"POST /inner HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+BODIES = {
+    "length": b"content-length: %d\r\n\r\n%b" % (len(INNER), INNER),
+    "chunked": b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nchecksum: y\r\n\r\n"
+    % (len(INNER), INNER),
+}
+
+
+def upgrading(body: bytes, more: bytes = H2C, version: bytes = b"1.1") -> bytes:
+    """A POST with headers that ask for another protocol; ``body`` begins with the headers that announce it."""
+    return b"POST /outer HTTP/%b\r\nhost: x\r\n%b%b" % (version, more, body)
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+async def test_a_body_is_read_whatever_protocol_is_asked_for(
+    connect: Connect, echo: Echo, body: bytes
+) -> None:
+    request = upgrading(body)
+    head = request.index(b"\r\n\r\n") + 4
+    client = await connect()
+    # all at once; the body later; cut in the headers; in the body; two in one piece, with one of another kind between
+    for pieces in (
+        [request],
+        [request[:head], request[head:]],
+        [request[:50], request[50:]],
+        [request[: head + 20], request[head + 20 :]],
+        [request + REQUEST + request],
+        [request[i : i + 1] for i in range(len(request))],
+    ):
+        echo.asked = []
+        for piece in pieces:
+            await client.arrive(piece)
+        assert (await client.answer())[2] == str(len(INNER)).encode()
+        if b"".join(pieces) != request:
+            assert (await client.answer())[2] == b"0"
+            assert (await client.answer())[2] == str(len(INNER)).encode()
+        # the connection is still one that speaks HTTP/1.1
+        await client.arrive(REQUEST)
+        assert (await client.answer())[2] == b"0"
+        assert ("POST", "/inner") not in echo.asked
+        assert echo.asked[-1] == ("GET", "/")
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+async def test_the_connection_is_kept_or_closed_as_was_asked_besides(connect: Connect, body: bytes) -> None:
+    for more, version in (
+        (b"connection: upgrade, close\r\nupgrade: h2c\r\n", b"1.1"),
+        (b"connection: upgrade\r\nupgrade: h2c\r\n", b"1.0"),
+    ):
+        client = await connect()
+        await client.send(upgrading(body, more, version))
+        _, headers, told = await client.answer()
+        assert (told, headers["connection"]) == (str(len(INNER)).encode(), "close")
+        await client.check_closed()
+
+
+async def test_no_body_and_other_protocols(connect: Connect, echo: Echo) -> None:
+    client = await connect()
+    for name in (b"h2c", b"websocket", b"TLS/1.0, foo/2"):
+        ask = b"GET /ws HTTP/1.1\r\nhost: x\r\nupgrade: %b\r\nconnection: upgrade\r\n\r\n" % name
+        await client.send(ask + ask)
+        assert [(await client.answer())[2] for _ in range(2)] == [b"0", b"0"]
+    assert echo.asked == [("GET", "/ws")] * 6
+
+
+async def test_it_began_when_its_first_byte_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    began: list[float] = []
+    monkeypatch.setattr(app.api.protocol.time, "perf_counter", lambda: now)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        began.append(scope["began"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    request = upgrading(BODIES["length"])
+    async with serving(application) as address:
+        client = Client(*await asyncio.open_connection(*address))
+        await client.arrive(request[:50])
+        now = 7.0
+        await client.arrive(request[50:])
+        assert (await client.answer())[0] == 200
+        client.writer.close()
+    assert began == [0.0]
+
+
+async def test_what_is_asked_for_another_protocol_with_is_bounded_too(
+    connect: Connect, pass_time: Skip
+) -> None:
+    client = await connect()
+    await client.send(upgrading(b"x: %b\r\ncontent-length: 1\r\n\r\nx" % bytes(b"y" * MOST_BYTES)))
+    await client.check_refused(431, "headers_too_large")
+    # a body that does not come, behind an answer
+    client = await connect()
+    await client.arrive(upgrading(b"content-length: 9\r\n\r\n").replace(b"/outer", b"/early"))
+    assert (await client.answer())[0] == 200
+    await client.arrive(b"x")
+    await pass_time(REST_SECONDS + 1)
+    await client.check_closed()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        b"transfer-encoding: gzip\r\n\r\nhello",
+        b"transfer-encoding: chunked\r\n\r\nx\r\n",
+    ],
+    ids=["both", "two lengths", "not chunked", "chunk"],
+)
+async def test_a_body_without_a_clear_end_is_refused_as_ever(connect: Connect, end: bytes) -> None:
+    client = await connect()
+    await client.send(upgrading(end))
+    await client.check_refused(400, "malformed_request")
+
+
+@pytest.mark.parametrize("where", [b"x:443", b"/"])
+async def test_it_is_no_proxy(connect: Connect, echo: Echo, where: bytes) -> None:
+    client = await connect()
+    await client.send(b"CONNECT %b HTTP/1.1\r\nhost: x\r\n\r\n" % where + REQUEST)
+    await client.check_refused(400, "malformed_request")
+    assert echo.asked == []
+
+
+async def test_the_service_hears_what_is_said(service: Service) -> None:
+    body = json.dumps({"tenant": "alice", "prompt": [5, 6, 7], "max_tokens": 2}).encode()
+    head = b"POST /generate HTTP/1.1\r\nhost: localhost\r\n%bcontent-type: application/json\r\n" % H2C
+    async with serving(service.app) as address:
+        client = Client(*await asyncio.open_connection(*address))
+        for announced in (
+            b"content-length: %d\r\n\r\n" % len(body) + body,
+            b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+        ):
+            await client.send(head + announced)
+            status, _, told = await client.answer()
+            assert status == 200, told
+            assert json.loads(told)["usage"]["completion_tokens"] == 2
+        await client.send(head + b"content-length: %d\r\n\r\n" % (service.settings.max_body_bytes + 1))
+        assert (await client.answer())[0] == 413
+        client.writer.close()
