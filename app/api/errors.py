@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.api import schemas
-from app.errors import InvalidRequest, RequestTooSlow, ServiceError
+from app.errors import DeadlineExceeded, InvalidRequest, RequestCrashed, RequestTooSlow, ServiceError
 
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _STATUS_MESSAGES = {404: "there is nothing at this path", 405: "this path does not take this method"}
@@ -37,9 +37,17 @@ def error_response(error: ServiceError, request_id: str) -> JSONResponse:
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    elif _stays(error):
+        headers["x-should-retry"] = "false"
     if isinstance(error, RequestTooSlow):
         headers["connection"] = "close"
     return JSONResponse(error_body(error, request_id), status_code=error.status, headers=headers)
+
+
+def _stays(error: ServiceError) -> bool:
+    """Whether the same request is in vain, by what OpenAI's clients would repeat: they do with every 408, 409, 429 and
+    5xx. Where it is not known (an internal error, a store that fails) it is left to them."""
+    return error.status in (409, 429) or isinstance(error, RequestCrashed | DeadlineExceeded)
 
 
 def request_id(request: Request) -> str:
