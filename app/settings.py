@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_USUAL_PORTS = {"http": "80", "https": "443"}
 
 
 def parse_bytes(value: object) -> object:
@@ -25,6 +28,31 @@ def parse_bytes(value: object) -> object:
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, lt=2**63)]
+
+
+def parse_list(value: object) -> object:
+    """``"a, b"`` of a variable, ``["a", "b"]`` of a repeated flag -> a list; anything else goes on to pydantic."""
+    parts = [value] if isinstance(value, str) else value
+    if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
+        return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+    return value
+
+
+def check_origin(text: str) -> str:
+    """As browsers send it: in small letters, without the port that its scheme has anyway. Raises ValueError."""
+    origin = text.lower()
+    match = _ORIGIN.fullmatch(origin)
+    if match is None or int(match[2] or 0) > 65535:
+        raise ValueError(
+            "an origin looks like https://chat.example.com or http://localhost:3000, without a path; each is named"
+        )
+    scheme, port = match.groups()
+    return origin.removesuffix(f":{port}") if port == _USUAL_PORTS.get(scheme) else origin
+
+
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(parse_list)
+]
 
 
 def default_store() -> str:
@@ -100,6 +128,10 @@ class Settings(BaseSettings):
     )
     insecure: bool = Field(
         False, description="listen beyond the loopback without keys: somebody else lets in whoever may come"
+    )
+    allow_origin: Origins = Field(
+        (),
+        description="origin whose pages in a browser may call the server (may be repeated, or with commas)",
     )
     open_metrics: bool = Field(False, description="/metrics needs no key")
     tenant_updates_per_day: int = Field(

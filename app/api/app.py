@@ -12,9 +12,10 @@ from app.api import errors, generate, memories, operations, rebuild, score, tena
 from app.api.access import Gate
 from app.api.admission import Admission, Admit
 from app.api.answers import ErrorAnswer
-from app.api.middleware import BodyLimit, Requests
+from app.api.middleware import BodyLimit, LastResort, Requests
 from app.api.openai import routes as openai
 from app.api.operations import NAME, installed_version
+from app.api.origins import Origins
 from app.api.services import Services
 from app.api.spool import Spool
 from app.api.stream import ClientGone
@@ -91,5 +92,9 @@ def create_app(
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     # before the body is looked at: a stranger's is not worth reading
     app.add_middleware(Gate, settings=settings, keys=keys)
+    app.add_middleware(LastResort)
+    if settings.allow_origin:
+        # around all that refuses: an answer without its headers is none for a page, and a preflight has no key
+        app.add_middleware(Origins, origins=settings.allow_origin)
     app.add_middleware(Requests, metrics=metrics)
     return app

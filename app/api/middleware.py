@@ -1,4 +1,4 @@
-"""Pure ASGI middleware around every request: its id, its log line, its size, and the last resort for errors."""
+"""Pure ASGI middleware around every request: its id, its log line, the last resort for errors, and its size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tenant_mark(tenant: str) -> str:
 
 
 class Requests:
-    """Gives each request an id, logs and counts it, and answers 500 where nothing else caught an error.
+    """Gives each request an id, logs and counts it.
 
     ``open`` is the number of requests in work.
     """
@@ -61,13 +61,6 @@ class Requests:
         self.open += 1
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception:
-            log.exception("unhandled error", request_id=id)
-            if not status:
-                error = ServiceError(
-                    "an internal error; the server's log has the details under this request id"
-                )
-                await error_response(error, id)(scope, receive, send_with_id)
         finally:
             self.open -= 1
             self._record(scope, id, status or 499, time.perf_counter() - began)
@@ -105,6 +98,35 @@ def _keep_tenant_encoded(scope: Scope) -> None:
     raw = scope.get("raw_path")
     if raw and raw.startswith(b"/tenants/"):
         scope["path"] = raw.decode("latin-1")
+
+
+class LastResort:
+    """Answers 500 where nothing else caught an error. What adds headers to every answer is around it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noted)
+        except Exception:
+            id = scope["request_id"]
+            log.exception("unhandled error", request_id=id)
+            if not begun:
+                error = ServiceError(
+                    "an internal error; the server's log has the details under this request id"
+                )
+                await error_response(error, id)(scope, receive, send)
 
 
 class BodyLimit:

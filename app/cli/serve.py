@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
@@ -28,7 +28,7 @@ def _help(name: str) -> str:
     default: Any = field.default
     if name.endswith("_bytes") and default and default % _MIB == 0:
         default = f"{default // _MIB}MiB"
-    known = "" if default in (PydanticUndefined, None) else f"; default {str(default).lower()}"
+    known = "" if default in (PydanticUndefined, None, ()) else f"; default {str(default).lower()}"
     return f"{field.description or name.replace('_', ' ')}{known} ({_variable(name)})"
 
 
@@ -42,7 +42,7 @@ def _parameter(name: str) -> inspect.Parameter:
     else:
         choices = "|".join(word for word in get_args(kind) if isinstance(word, str))
         annotation = Annotated[
-            str | None,
+            list[str] | None if get_origin(kind) is tuple else str | None,
             typer.Option(_flag(name), help=_help(name), metavar=choices or "VALUE", show_default=False),
         ]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -53,7 +53,8 @@ def read_settings(flags: dict[str, Any]) -> Settings:
 
     Raises Refusal with one line that names each wrong flag or variable.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    # a list that was not given is empty
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
         return Settings(**given)
     except ValidationError as error:

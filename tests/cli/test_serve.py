@@ -45,6 +45,42 @@ def test_flags_go_before_the_environment_and_that_before_defaults(
     assert (settings.port, settings.keep_text, settings.log_json) == (9, True, True)
 
 
+def test_a_list_is_a_repeated_flag_or_a_variable_with_commas(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, local = "https://chat.example.com", "http://localhost:3000"
+    assert served(run, monkeypatch).allow_origin == ()
+    monkeypatch.setenv("MEMORYLLM_ALLOW_ORIGIN", f" {page}, {local},")
+    assert served(run, monkeypatch).allow_origin == (page, local)
+    # a flag takes the place of all that the variable names
+    other = "HTTPS://Other.Example.com:443"
+    settings = served(run, monkeypatch, "--allow-origin", other, "--allow-origin", "http://[::1]:80")
+    assert settings.allow_origin == ("https://other.example.com", "http://[::1]")
+    # as the worker is told
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "chat.example.com",
+        "https://",
+        "https://chat.example.com/",
+        "https://*.example.com",
+        "https://chat.example.com:99999",
+        "https://user@chat.example.com",
+        "https://a.com https://b.com",
+        "https://b\u00fccher.example",
+    ],
+)
+def test_an_origin_that_no_browser_sends(run: Run, monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    ran = run("serve", "--allow-origin", "https://good.example", "--allow-origin", origin)
+    assert (ran.code, ran.out) == (2, "")
+    assert re.fullmatch(r"error: --allow-origin: an origin looks like .+\n", ran.err)
+
+
 def test_every_setting_has_a_flag_and_a_variable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     text = re.sub(r"[\s│]+", " ", run("serve", "--help").out)
