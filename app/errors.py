@@ -86,6 +86,12 @@ class Forbidden(ServiceError):
     status, type, code = 403, "permission_error", "forbidden"
 
 
+class HostNotAllowed(Forbidden):
+    """The request came under a name that may be a stranger's, to a server that asks nobody for a key."""
+
+    code = "host_not_allowed"
+
+
 class TenantNotFound(ServiceError):
     status, type, code = 404, "not_found_error", "tenant_not_found"
 

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?")
 _USUAL_PORTS = {"http": "80", "https": "443"}
 
 
@@ -52,6 +53,21 @@ def check_origin(text: str) -> str:
 
 Origins = Annotated[
     tuple[Annotated[str, AfterValidator(check_origin)], ...], NoDecode, BeforeValidator(parse_list)
+]
+
+
+def check_host(text: str) -> str:
+    """A name in small letters. Raises ValueError."""
+    host = text.lower()
+    if not _HOST.fullmatch(host):
+        raise ValueError(
+            "a host is a name like memory.example.com, without a scheme or a port; each is named"
+        )
+    return host
+
+
+Hosts = Annotated[
+    tuple[Annotated[str, AfterValidator(check_host)], ...], NoDecode, BeforeValidator(parse_list)
 ]
 
 
@@ -128,6 +144,11 @@ class Settings(BaseSettings):
     )
     insecure: bool = Field(
         False, description="listen beyond the loopback without keys: somebody else lets in whoever may come"
+    )
+    allow_host: Hosts = Field(
+        (),
+        description="name by which a server without keys may be called, beside localhost (may be repeated, or with "
+        "commas); beyond the loopback any may be, unless some are named here",
     )
     allow_origin: Origins = Field(
         (),

@@ -26,7 +26,7 @@ OPEN_PATHS = frozenset(
 )
 _SCHEME = b"bearer "
 _LONGEST = 256
-_METRICS = "/metrics"
+METRICS = "/metrics"
 
 
 @dataclass(eq=False)
@@ -104,7 +104,7 @@ class Gate:
 
     def _key(self, scope: Scope, keys: WatchedRing) -> Key | None:
         """Raises Unauthorized, Forbidden."""
-        metrics = scope["path"] == _METRICS
+        metrics = scope["path"] == METRICS
         if metrics and self._open_metrics:
             return None
         sent = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -12,6 +12,7 @@ from app.api import errors, generate, memories, operations, rebuild, score, tena
 from app.api.access import Gate
 from app.api.admission import Admission, Admit
 from app.api.answers import ErrorAnswer
+from app.api.hosts import Hosts, asks_for_host
 from app.api.middleware import BodyLimit, LastResort, Requests
 from app.api.openai import routes as openai
 from app.api.operations import NAME, installed_version
@@ -26,7 +27,10 @@ from app.settings import Settings
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "the body is empty or no JSON"},
     401: {"model": ErrorAnswer, "description": "no API key, or none that is known"},
-    403: {"model": ErrorAnswer, "description": "the API key is not for this call"},
+    403: {
+        "model": ErrorAnswer,
+        "description": "the API key is not for this call, or the server has another name",
+    },
     404: {"model": ErrorAnswer, "description": "no such path, tenant or model"},
     408: {"model": ErrorAnswer, "description": "the body comes too slowly"},
     409: {"model": ErrorAnswer, "description": "in conflict with the state of the tenant"},
@@ -60,10 +64,13 @@ def create_app(
     worker: WorkerClient | Workers,
     spool: Spool | None = None,
     keys: WatchedRing | None = None,
+    *,
+    loopback: bool = False,
 ) -> FastAPI:
     """The HTTP side of the server. It starts no process: who gives it ``worker`` looks after that.
 
-    ``keys`` are asked of every request; without them nobody is turned away. ``spool`` is closed by who gives it
+    ``keys`` are asked of every request; without them nobody is turned away, but for the
+    name that he calls the server by, where it listens on the ``loopback`` alone. ``spool`` is closed by who gives it
     too; without one, files of transfers go where the settings say.
     """
     workers = worker if isinstance(worker, Workers) else Workers([worker])
@@ -92,6 +99,8 @@ def create_app(
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     # before the body is looked at: a stranger's is not worth reading
     app.add_middleware(Gate, settings=settings, keys=keys)
+    if asks_for_host(settings, keys=keys is not None, loopback=loopback):
+        app.add_middleware(Hosts, settings=settings)
     app.add_middleware(LastResort)
     if settings.allow_origin:
         # around all that refuses: an answer without its headers is none for a page, and a preflight has no key

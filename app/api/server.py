@@ -92,7 +92,9 @@ async def _serve(
     await asyncio.wait([worker, started], return_when=asyncio.FIRST_COMPLETED)
     from app.api.web import web_server
 
-    server = web_server(settings, client, spool, keys, last_seconds=_LAST_SECONDS)
+    server = web_server(
+        settings, client, spool, keys, loopback=_is_loopback(listener), last_seconds=_LAST_SECONDS
+    )
     web = asyncio.create_task(server.serve(sockets=[listener]))
     asked = asyncio.create_task(stop.wait())
     settled = asyncio.create_task(_freeze_when_settled(client))

@@ -23,11 +23,18 @@ class _Server(uvicorn.Server):
 
 
 def web_server(
-    settings: Settings, client: WorkerClient, spool: Spool, keys: WatchedRing | None, *, last_seconds: float
+    settings: Settings,
+    client: WorkerClient,
+    spool: Spool,
+    keys: WatchedRing | None,
+    *,
+    loopback: bool,
+    last_seconds: float,
 ) -> uvicorn.Server:
-    """Connections that are still open ``last_seconds`` after it was asked to end are cut."""
+    """``loopback``: it can be reached from this machine alone. Connections that are still open
+    ``last_seconds`` after it was asked to end are cut."""
     config = uvicorn.Config(
-        create_app(settings, client, spool, keys),
+        create_app(settings, client, spool, keys, loopback=loopback),
         http=Protocol,
         lifespan="off",
         ws="none",

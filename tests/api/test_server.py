@@ -152,7 +152,7 @@ def test_one_life_of_a_server(server: Server, tmp_path: Path) -> None:
     # a client that goes away ends its generation
     port = int(server.url.rpartition(":")[2])
     body = json.dumps({**GENERATE, "tenant": "hold"}).encode()
-    lines_sent = ["POST /generate HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    lines_sent = ["POST /generate HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     head = "\r\n".join([*lines_sent, f"Content-Length: {len(body)}", "", ""])
     running = "memoryllm_num_requests_running 1.0"
     with socket.create_connection(("127.0.0.1", port)) as connection:

@@ -81,6 +81,13 @@ def test_an_origin_that_no_browser_sends(run: Run, monkeypatch: pytest.MonkeyPat
     assert re.fullmatch(r"error: --allow-origin: an origin looks like .+\n", ran.err)
 
 
+@pytest.mark.parametrize("host", ["*", "server:8000", "http://server", "a b", ".example.com", "[::1]"])
+def test_a_host_is_a_name_alone(run: Run, host: str) -> None:
+    ran = run("serve", "--allow-host", host)
+    assert (ran.code, ran.out) == (2, "")
+    assert re.fullmatch(r"error: --allow-host: a host is a name like .+\n", ran.err)
+
+
 def test_every_setting_has_a_flag_and_a_variable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     text = re.sub(r"[\s│]+", " ", run("serve", "--help").out)

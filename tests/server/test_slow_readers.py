@@ -30,7 +30,7 @@ def asks_and_does_not_read(server: ServerProcess) -> socket.socket:
     reader.connect((host, int(port)))
     lines = [
         "POST /generate HTTP/1.1",
-        "host: x",
+        "host: localhost",
         "content-type: application/json",
         f"content-length: {len(body)}",
     ]
