@@ -6,6 +6,7 @@ Nothing that was sent comes back in it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,15 @@ from app.errors import DeadlineExceeded, InvalidRequest, RequestCrashed, Request
 
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _STATUS_MESSAGES = {404: "there is nothing at this path", 405: "this path does not take this method"}
+
+# where programs look for OpenAI's protocol that have another base address, or want another part of it
+_OPENAI = re.compile(
+    r"(?:/+(?:v1|api|openai))*/+(?:chat/completions|completions|models|responses|embeddings)/*"
+)
+_OPENAI_MESSAGE = (
+    "there is nothing at this path: of OpenAI's protocol there are /v1/chat/completions, /v1/completions and "
+    "/v1/models, so that the base address ends in /v1"
+)
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
@@ -97,7 +107,10 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        answer = ServiceError(_STATUS_MESSAGES.get(error.status_code, "the request cannot be served"))
+        message = _STATUS_MESSAGES.get(error.status_code, "the request cannot be served")
+        if error.status_code == 404 and _OPENAI.fullmatch(request.scope["path"]):
+            message = _OPENAI_MESSAGE
+        answer = ServiceError(message)
         body = error_body(answer, request_id(request))
         body["error"]["type"] = "not_found_error" if error.status_code == 404 else "invalid_request_error"
         body["error"]["code"] = _STATUS_CODES.get(error.status_code, "invalid_request")

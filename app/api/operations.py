@@ -13,6 +13,7 @@ from app.errors import WorkerUnavailable
 
 NAME = "memoryllm-serve"
 
+# HEAD is for those who look only whether it is there; uvicorn leaves the body out
 router = APIRouter(tags=["operations"])
 
 
@@ -23,17 +24,20 @@ def installed_version() -> str:
         return "0"
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", summary="Where things are")
 async def root() -> RootAnswer:
     links = {name: f"/{name}" for name in ("docs", "health", "ready", "metrics", "tenants")}
     return RootAnswer(name=NAME, version=installed_version(), links=links)
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Whether the server's process lives")
 async def health() -> HealthAnswer:
     return HealthAnswer()
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses={503: {"model": ReadyAnswer}}, summary="Whether requests are served")
 async def ready(services: Use, response: Response) -> ReadyAnswer:
     """503 while the model is loaded, after a worker's death, and while the server shuts down."""
@@ -54,6 +58,7 @@ async def ready(services: Use, response: Response) -> ReadyAnswer:
     )
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response, summary="Prometheus metrics")
 async def metrics(services: Use) -> Response:
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -40,3 +40,20 @@ async def test_it_is_told_over_http(service: Service) -> None:
     again = await service.post("/tenants", {"id": "alice"})
     check_error(again, 409, "tenant_exists")
     assert again.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.anyio
+async def test_programs_that_look_elsewhere_are_told_where_openais_protocol_is(service: Service) -> None:
+    elsewhere = ["/chat/completions", "/completions", "/models", "/v1/responses", "/v1/embeddings"]
+    elsewhere += ["/v1/v1/chat/completions", "/v1//chat/completions", "/api/v1/models", "/v1/models/"]
+    for path in elsewhere:
+        told = await service.http.get(path)
+        check_error(told, 404, "not_found")
+        message = told.json()["error"]["message"]
+        assert "/v1/chat/completions" in message
+        assert "ends in /v1" in message
+    # what has nothing to do with it is told nothing of it
+    for path in ("/nothing", "/tenants/a/models", "/v1/images", "/v1"):
+        told = await service.http.get(path)
+        check_error(told, 404, "not_found")
+        assert told.json()["error"]["message"] == "there is nothing at this path"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from app.messages import Stats
 from app.settings import Settings
 from tests.api.conftest import Service
 from tests.api.test_bad_input import SECRET, check_error
+from tests.api.test_protocol import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -141,6 +143,26 @@ async def test_the_log_has_the_request_and_not_its_text(service: Service) -> Non
     ]
     assert lines[0]["tenant"] == lines[1]["tenant"] == tenant_mark(SECRET)
     assert SECRET not in str(lines)
+
+
+async def test_head_is_get_without_a_body(service: Service) -> None:
+    async with serving(service.app) as (host, port):
+        for path in ("/", "/health", "/ready", "/metrics", "/v1/models"):
+            got = await service.http.get(path)
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(b"HEAD %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % path.encode())
+            async with asyncio.timeout(20):
+                told = await reader.read()
+            writer.close()
+            assert told.startswith(b"HTTP/1.1 200 "), path
+            assert b"content-type: %b\r\n" % got.headers["content-type"].encode() in told
+            assert b"content-length: " in told
+            assert told.endswith(b"\r\n\r\n")
+            assert told.count(b"\r\n\r\n") == 1
+    assert (await service.http.head("/tenants")).status_code == 405
+    assert (await service.http.post("/health")).headers["allow"] == "GET"
+    service.client.drain(5.0)
+    assert (await service.http.head("/ready")).status_code == 503
 
 
 async def test_docs(service: Service) -> None:

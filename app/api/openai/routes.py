@@ -82,6 +82,7 @@ async def completions(body: CompletionBody, request: Request, x_tenant: HeaderTe
     return await _completion(body, request, x_tenant, Text())
 
 
+@router.head("/models", include_in_schema=False)
 @router.get("/models", summary="The one model that is served")
 async def models(services: Use) -> ModelsAnswer:
     return ModelsAnswer(data=[_described(services.workers.clients[0].require())])
