@@ -81,23 +81,24 @@ def copy(folder: Folder) -> Folder:
     return folder.after_crash("all")
 
 
-def altered(disk: MemoryDisk, bits: int = 1) -> Iterator[tuple[Path, str, MemoryDisk]]:
-    """The disk with ``bits`` bits of each byte flipped in turn, and with each file cut, grown and removed."""
+def altered(disk: MemoryDisk, bits: int, stride: int) -> Iterator[tuple[Path, str, MemoryDisk]]:
+    """The disk with ``bits`` bits of each ``stride``-th byte flipped in turn, and each file cut there, grown and
+    removed."""
     for path, leaf in disk.leaves():
         original = bytes(leaf.now)
-        changes = dict(_flips(original, bits))
-        changes |= {f"cut to {n}": original[:n] for n in range(len(original))}
+        changes = dict(_changes(original, bits, stride))
         changes |= {"grown": original + b"\0", "doubled": original * 2}
         for what, data in changes.items():
             yield path, what, with_file(disk, path, data)
         yield path, "removed", with_file(disk, path, None)
 
 
-def _flips(data: bytes, bits: int) -> Iterator[tuple[str, bytes]]:
-    for n, byte in enumerate(data):
+def _changes(data: bytes, bits: int, stride: int) -> Iterator[tuple[str, bytes]]:
+    for n in range(0, len(data), stride):
         for k in range(bits):
             bit = (n + k) % 8
-            yield f"bit {bit} of byte {n}", data[:n] + bytes([byte ^ 1 << bit]) + data[n + 1 :]
+            yield f"bit {bit} of byte {n}", data[:n] + bytes([data[n] ^ 1 << bit]) + data[n + 1 :]
+        yield f"cut to {n}", data[:n]
 
 
 def with_file(disk: MemoryDisk, path: Path, data: bytes | None) -> MemoryDisk:
@@ -110,7 +111,9 @@ def with_file(disk: MemoryDisk, path: Path, data: bytes | None) -> MemoryDisk:
     return changed
 
 
-def on_disk(root: Path, *, bits: int = 8, progress: Callable[[str], None] = lambda _: None) -> Damage:
+def on_disk(
+    root: Path, *, bits: int = 8, stride: int = 1, progress: Callable[[str], None] = lambda _: None
+) -> Damage:
     """Every change of the files of a small disk store. ``name`` repeats what the directory's id proves."""
     with mock.patch.object(journal, "SMALLEST", 2048):
         disk, done = small_store(root), Damage()
@@ -119,7 +122,7 @@ def on_disk(root: Path, *, bits: int = 8, progress: Callable[[str], None] = lamb
     empty = {path for path, leaf in disk.leaves() if not leaf.now}
     owners = {store._home.directory(tenant): tenant for tenant in intact}
     store.close()
-    for path, what, changed in altered(disk, bits):
+    for path, what, changed in altered(disk, bits, stride):
         progress(f"{done.tried:,} changes")
         where = f"{path.name}, {what}"
         try:
@@ -152,7 +155,11 @@ def _count(done: Damage, noticed: bool, where: str) -> None:
 
 
 def in_redis(
-    server: RedisServer, *, bits: int = 8, progress: Callable[[str], None] = lambda _: None
+    server: RedisServer,
+    *,
+    bits: int = 8,
+    stride: int = 1,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Damage:
     """Every change of the strings of one of two tenants in Redis: its manifest and its blobs."""
     done = Damage()
@@ -166,10 +173,7 @@ def in_redis(
         for key in sorted(keys):
             original = client.get(key)
             assert isinstance(original, bytes)
-            changes = [
-                *_flips(original, bits),
-                *((f"cut to {n}", original[:n]) for n in range(len(original))),
-            ]
+            changes = _changes(original, bits, stride)
             for what, data in [*changes, ("grown", original + b"\0"), ("removed", None)]:
                 progress(f"{done.tried:,} changes")
                 client.set(key, data) if data is not None else client.delete(key)

@@ -1,4 +1,4 @@
-"""Every byte of a small store is altered, and every file cut at every length: noticed or harmless, never believed."""
+"""Bytes of a small store are altered, and files cut between them: noticed or harmless, never believed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.store.memorydisk import MemoryDisk
 
 
 def test_every_altered_byte_is_noticed_or_harmless_and_touches_one_tenant(tmp_path: Path) -> None:
-    """One bit of each byte; ``make torture`` flips all eight."""
-    found = on_disk(tmp_path, bits=1)
+    """One bit of every third byte; ``make torture`` flips all eight of each."""
+    found = on_disk(tmp_path, bits=1, stride=3)
     assert found.unnoticed == []
-    assert found.noticed > 2000
-    assert found.harmless > 50
+    assert found.noticed > 700
+    assert found.harmless > 20
 
 
 def test_a_quarantined_tenant_can_be_erased_and_made_anew(tmp_path: Path) -> None:
