@@ -19,6 +19,7 @@ from app.model.config import ModelConfig
 from app.model.operations import Sizes
 from app.model.pools import PoolForm, Pools
 from app.model.rope import RopeTable
+from kernels.add_norm import add_norm
 from kernels.hot_copy import write_hot_copy
 from kernels.memory_attention import (
     Rotation,
@@ -29,7 +30,9 @@ from kernels.memory_attention import (
     tuning,
 )
 from kernels.plan import Plan, PlanShape
+from kernels.rotate_rows import write_rotated_rows
 from kernels.support import unsupported
+from kernels.swiglu import write_swiglu
 from kernels.write_block import spare_slots, write_block
 
 _PROGRAMS_PER_PROCESSOR = 2
@@ -66,6 +69,25 @@ class KernelOperations:
         self._sizes = sizes
         self._tables = _Tables(sizes, device)
         self._lists: dict[tuple[bool, int], _List] = {}
+
+    # ------------------------------------------------------------ between the products
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return add_norm(x, delta, weight, self._config.rms_norm_eps)
+
+    def place(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_rows: Tensor,
+        cache_key: Tensor,
+        cache_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return write_rotated_rows(qkv, cos, sin, write_rows, cache_key, cache_value)
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        return write_swiglu(gate_up)
 
     # ------------------------------------------------------------ reading
 
