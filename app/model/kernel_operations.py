@@ -66,7 +66,7 @@ class KernelOperations:
             raise Unsupported(reason)
         self.form = PoolForm(copies=not rotating, eight_bit=eight_bit)
         self._config, self._rope, self._dtype, self._device = config, rope, dtype, device
-        self._sizes = sizes
+        self.sizes = sizes
         self._tables = _Tables(sizes, device)
         self._lists: dict[tuple[bool, int], _List] = {}
 
@@ -107,19 +107,20 @@ class KernelOperations:
         sharing = max(Counter((r.hot, r.slot) for r in readings if r.hot is not None).values(), default=1)
         return decode_tile_rows(self._config.group_size, sharing)
 
-    def _list(self, prompts: bool, readings: list[Reading]) -> _List:
+    @property
+    def prompt_key(self) -> int:
+        """As ``list_key``, for a prompt."""
         c = self._config
-        tile_rows = (
-            prompt_tile_rows(c.group_size, c.head_dim, self._dtype, rotated=self.form.copies)
-            if prompts
-            else self.list_key(readings)
-        )
+        return prompt_tile_rows(c.group_size, c.head_dim, self._dtype, rotated=self.form.copies)
+
+    def _list(self, prompts: bool, readings: list[Reading]) -> _List:
+        tile_rows = self.prompt_key if prompts else self.list_key(readings)
         if (prompts, tile_rows) not in self._lists:
             self._lists[prompts, tile_rows] = self._new_list(prompts, tile_rows)
         return self._lists[prompts, tile_rows]
 
     def _new_list(self, prompts: bool, tile_rows: int) -> _List:
-        c, sizes = self._config, self._sizes
+        c, sizes = self._config, self.sizes
         rows = sizes.rows if prompts else sizes.sequences
         tuned = tuning(
             c.head_dim,
@@ -212,7 +213,7 @@ class KernelReads:
     table: Tensor
 
     def padded(self, rows: int) -> KernelReads:
-        """The same for a batch of decoding rows alone that is rounded up to ``rows``; those more read nothing."""
+        """The same for decoding rows alone, or a prompt alone, rounded up to ``rows``; those more read nothing."""
         ((_, work),) = self.lists
         return replace(self, lists=[(slice(0, rows), work)])
 
