@@ -103,7 +103,9 @@ class Settings(BaseSettings):
         "copy",
         description="keys are rotated once into a copy, or each time they are read (GPU; int8: always)",
     )
-    cuda_graphs: bool = Field(True, description="decode steps on a GPU are captured and replayed")
+    cuda_graphs: bool = Field(
+        True, description="decode steps and short prompts on a GPU are captured and replayed"
+    )
     threads: int = Field(
         0, ge=0, description="CPU threads of the worker (0: all cores, one for small models)"
     )

@@ -66,3 +66,9 @@ def expect_range(name: str, low: int, high: int, least: int, most: int) -> None:
 def expect_head_dim(head_dim: int) -> None:
     if head_dim not in HEAD_DIMS or head_dim % 2:
         raise BadKernelInput(f"head size {head_dim} is not an even number from 16 to 256")
+
+
+def elements(on_a_device: int) -> int:
+    """How many elements a program takes where any number would do: in the interpreter each program takes
+    milliseconds, however small it is."""
+    return 2**17 if INTERPRETED else on_a_device

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import hot_copy
+from kernels import add_norm, hot_copy, rotate_rows, swiglu
 from kernels import memory_attention as attention
 from kernels import write_block as writing
 from kernels.attention_kernels import merge_kernel, partial_kernel
@@ -125,8 +125,26 @@ def attention_jobs(shape: Shape) -> Iterator[Job]:
             yield Job(f"{label}: merge", merge_kernel, types, constants, 4, 3)
 
 
+def row_jobs(shape: Shape) -> Iterator[Job]:
+    """What stands between a layer's products."""
+    kind = "*" + _TYPES[shape.dtype]
+    names = ("x", "delta", "weight", "total", "normed", "gate_up", "out", "qkv", "cos", "sin", "query")
+    types = dict.fromkeys((*names, "cache_key", "cache_value"), kind)
+    types |= {"eps": "fp32", "write_rows": "*i64"}
+    types |= dict.fromkeys(("count", "rows", "reads", "cache_rows"), "i32")
+    width = shape.hidden_size
+    for label, adding in (("norm", False), ("sum and norm", True)):
+        fixed = add_norm.constants(width, adding=adding)
+        yield Job(label, add_norm.add_norm_kernel, types, fixed, add_norm.warps(width), 3)
+    # the published models' feed-forward layers are 3.5 times as wide
+    yield Job("swiglu", swiglu.swiglu_kernel, types, swiglu.constants(7 * width // 2), 4, 3)
+    turned = rotate_rows.constants(shape.kv_heads * shape.group, shape.kv_heads, shape.head_dim)
+    yield Job("rotate rows", rotate_rows.rotate_rows_kernel, types, turned, 4, 3)
+
+
 def jobs(shape: Shape) -> Iterator[Job]:
     yield from attention_jobs(shape)
+    yield from row_jobs(shape)
     kind = "*" + _TYPES[shape.dtype]
     types = dict.fromkeys(("key", "out", "cos", "sin"), kind) | {"rank": "*i32", "first_position": "i32"}
     types |= {"key_stride": "i64", "out_stride": "i64"}

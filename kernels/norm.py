@@ -22,6 +22,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.mul(weight).div_(torch.hypot(size.mul_(width**-0.5), _root(eps)))
 
 
+def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x`` + ``delta`` (``x`` itself if that is None) and its RMSNorm, each [rows, d]."""
+    total = x if delta is None else x + delta
+    return total, rms_norm(total, weight, eps)
+
+
 @cache
 def _root(eps: float) -> Tensor:
     return torch.tensor(eps**0.5, dtype=torch.float32)

@@ -14,6 +14,25 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
+def rotate_rows(
+    qkv: Tensor, cos: Tensor, sin: Tensor, write_rows: Tensor, cache_key: Tensor, cache_value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotates the queries and keys of ``qkv`` [rows, (H + 2 H_kv) d_head], and writes K and V of its first rows to
+    the rows ``write_rows`` int64 [reads] of ``cache_key`` and ``cache_value`` [cache rows, H_kv, d_head].
+
+    ``cos``, ``sin`` [rows, d_head]. Returns Q [rows, H, d_head], K and V [rows, H_kv, d_head], Q and K rotated.
+    """
+    _, kv_heads, head_dim = cache_key.shape
+    both = qkv.shape[1] // head_dim
+    heads = qkv.view(qkv.shape[0], both, head_dim)
+    query, key, value = heads.split_with_sizes([both - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    cos, sin, reads = cos[:, None], sin[:, None], write_rows.shape[0]
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    cache_key.index_copy_(0, write_rows, key[:reads])
+    cache_value.index_copy_(0, write_rows, value[:reads])
+    return query, key, value
+
+
 def rotate_pool(
     key: Tensor, rank: Tensor, cos: Tensor, sin: Tensor, first_position: int, out: Tensor
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from app.model.batch import Batch, ContextCache, SelfUpdate, UpdateSpan
@@ -18,10 +17,9 @@ from app.model.pools import Pools
 from app.model.rope import RopeTable
 from app.model.torch_operations import TorchOperations
 from app.model.updates import WholeUpdates, alike_updates
-from app.model.weights import Layer, Weights
+from app.model.weights import Weights
 from kernels.linear import linear
 from kernels.norm import rms_norm
-from kernels.rotate import rotate
 
 
 class Backbone:
@@ -181,42 +179,50 @@ class Backbone:
         """
         own = batch.tokens.shape[0]
         x = self.weights.embedding[batch.tokens]
-        cos, sin = (t[:, None] for t in self.rope.at(batch.positions))
+        cos, sin = self.rope.at(batch.positions)
         marked = self._marked(batch) if batch.updates else None
         queried = self._queried(batch)
         update_rows = slice(batch.reads, None) if batch.updates else None
         alike, loose = alike_updates(batch.updates)
         wholes = [WholeUpdates(self.config, spans, self._update_bos) for spans in alike]
         tails = _tails(batch.updates)
+        operations, delta = self.operations, None
         for index, layer in enumerate(self.weights.layers):
             if batch.updates:
                 if tails:
                     x = torch.cat([x, *tails[index]])
                 x[marked] += self.weights.new_memory_position
-            normed = rms_norm(x, layer.input_norm, self.config.rms_norm_eps)
-            query, key, value = self._split(layer.qkv(normed, update_rows))
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-            cache.key[index].index_copy_(0, batch.write_rows, key[: batch.reads])
-            cache.value[index].index_copy_(0, batch.write_rows, value[: batch.reads])
+            # what a layer adds is added where it is normed next: one launch on a GPU
+            x, normed = operations.add_norm(x, delta, layer.input_norm)
+            qkv = layer.qkv(normed, update_rows)
+            query, key, value = operations.place(
+                qkv, cos, sin, batch.write_rows, cache.key[index], cache.value[index]
+            )
             x = x if queried is None else x[queried]
             attended = query.new_empty(x.shape[0], self.config.num_heads * self.config.head_dim)
             if batch.attend is not None:
                 batch.attend(index, query, pools, cache, attended)
             for whole in wholes:
-                whole.attend(self.operations, index, query, key, value, attended)
+                whole.attend(operations, index, query, key, value, attended)
             for update_span in loose:
                 self._update(index, update_span, query, key, value, attended)
-            x = self._rest(layer, x, attended, update_rows)
-            for whole in wholes:
-                whole.collect(index, x)
-            for update_span in loose:
-                _collect(index, update_span, x)
-            x = x[:own]
+            x, normed = operations.add_norm(x, layer.output(attended, update_rows), layer.post_norm)
+            gated = operations.gate(layer.gate_up(normed, update_rows))
+            delta = layer.down(gated, update_rows)
+            if batch.updates:
+                # their rows are read, and others put beside them, before the next norm
+                x, delta = x + delta, None
+                for whole in wholes:
+                    whole.collect(index, x)
+                for update_span in loose:
+                    _collect(index, update_span, x)
+                x = x[:own]
         for whole in wholes:
             whole.finish()
         for update_span in batch.updates:
             update_span.update.done += update_span.count
-        last = rms_norm(x[batch.logit_rows], self.weights.norm, self.config.rms_norm_eps)
+        wanted = batch.logit_rows
+        _, last = operations.add_norm(x[wanted], None if delta is None else delta[wanted], self.weights.norm)
         return linear(last, self.weights.head)
 
     def _marked(self, batch: Batch) -> Tensor:
@@ -240,13 +246,6 @@ class Backbone:
             if span.tail_rows is not None
         ]
         return torch.cat(rows).to(self.device)
-
-    def _rest(self, layer: Layer, x: Tensor, attended: Tensor, update_rows: slice | None) -> Tensor:
-        """Output projection and MLP, each with its residual."""
-        x = x + layer.output(attended, update_rows)
-        normed = rms_norm(x, layer.post_norm, self.config.rms_norm_eps)
-        gate, up = layer.gate_up(normed, update_rows).chunk(2, dim=-1)
-        return x + layer.down(F.silu(gate) * up, update_rows)
 
     def _update(
         self, index: int, span: UpdateSpan, query: Tensor, key: Tensor, value: Tensor, out: Tensor

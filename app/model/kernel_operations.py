@@ -19,6 +19,7 @@ from app.model.config import ModelConfig
 from app.model.operations import Sizes
 from app.model.pools import PoolForm, Pools
 from app.model.rope import RopeTable
+from kernels.add_norm import add_norm
 from kernels.hot_copy import write_hot_copy
 from kernels.memory_attention import (
     Rotation,
@@ -29,7 +30,9 @@ from kernels.memory_attention import (
     tuning,
 )
 from kernels.plan import Plan, PlanShape
+from kernels.rotate_rows import write_rotated_rows
 from kernels.support import unsupported
+from kernels.swiglu import write_swiglu
 from kernels.write_block import spare_slots, write_block
 
 _PROGRAMS_PER_PROCESSOR = 2
@@ -63,9 +66,28 @@ class KernelOperations:
             raise Unsupported(reason)
         self.form = PoolForm(copies=not rotating, eight_bit=eight_bit)
         self._config, self._rope, self._dtype, self._device = config, rope, dtype, device
-        self._sizes = sizes
+        self.sizes = sizes
         self._tables = _Tables(sizes, device)
         self._lists: dict[tuple[bool, int], _List] = {}
+
+    # ------------------------------------------------------------ between the products
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return add_norm(x, delta, weight, self._config.rms_norm_eps)
+
+    def place(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_rows: Tensor,
+        cache_key: Tensor,
+        cache_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return write_rotated_rows(qkv, cos, sin, write_rows, cache_key, cache_value)
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        return write_swiglu(gate_up)
 
     # ------------------------------------------------------------ reading
 
@@ -85,19 +107,20 @@ class KernelOperations:
         sharing = max(Counter((r.hot, r.slot) for r in readings if r.hot is not None).values(), default=1)
         return decode_tile_rows(self._config.group_size, sharing)
 
-    def _list(self, prompts: bool, readings: list[Reading]) -> _List:
+    @property
+    def prompt_key(self) -> int:
+        """As ``list_key``, for a prompt."""
         c = self._config
-        tile_rows = (
-            prompt_tile_rows(c.group_size, c.head_dim, self._dtype, rotated=self.form.copies)
-            if prompts
-            else self.list_key(readings)
-        )
+        return prompt_tile_rows(c.group_size, c.head_dim, self._dtype, rotated=self.form.copies)
+
+    def _list(self, prompts: bool, readings: list[Reading]) -> _List:
+        tile_rows = self.prompt_key if prompts else self.list_key(readings)
         if (prompts, tile_rows) not in self._lists:
             self._lists[prompts, tile_rows] = self._new_list(prompts, tile_rows)
         return self._lists[prompts, tile_rows]
 
     def _new_list(self, prompts: bool, tile_rows: int) -> _List:
-        c, sizes = self._config, self._sizes
+        c, sizes = self._config, self.sizes
         rows = sizes.rows if prompts else sizes.sequences
         tuned = tuning(
             c.head_dim,
@@ -190,7 +213,7 @@ class KernelReads:
     table: Tensor
 
     def padded(self, rows: int) -> KernelReads:
-        """The same for a batch of decoding rows alone that is rounded up to ``rows``; those more read nothing."""
+        """The same for decoding rows alone, or a prompt alone, rounded up to ``rows``; those more read nothing."""
         ((_, work),) = self.lists
         return replace(self, lists=[(slice(0, rows), work)])
 

@@ -1,4 +1,5 @@
-"""What the backbone asks of the device it runs on: reading pools and contexts, rotating pools, writing blocks.
+"""What the backbone asks of the device it runs on: reading pools and contexts, rotating pools, writing blocks, and
+what stands between the products of a layer.
 
 There are two forms: ``torch_operations`` for CPUs, which also defines the truth, and ``kernel_operations``, the
 Triton kernels for GPUs.
@@ -38,9 +39,31 @@ class Attend(Protocol):
 
 
 class Operations(Protocol):
-    """The memory's own operations. Instances belong to one backbone; ``form`` is how they want pools to lie."""
+    """Instances belong to one backbone; ``form`` is how they want pools to lie."""
 
     form: PoolForm
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` + ``delta`` (``x`` itself if that is None), and its RMSNorm by ``weight`` [d]; each [rows, d]."""
+        ...
+
+    def place(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_rows: Tensor,
+        cache_key: Tensor,
+        cache_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Q [rows, H, d_head], K and V [rows, H_kv, d_head] of ``qkv`` [rows, (H + 2 H_kv) d_head], which may be
+        overwritten: Q and K rotated by ``cos``, ``sin`` [rows, d_head]. K and V of the first rows go to the rows
+        ``write_rows`` int64 [reads] of one layer's contexts [cache rows, H_kv, d_head]."""
+        ...
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """SwiGLU: silu(gate) * up [rows, n] of both side by side [rows, 2 n]."""
+        ...
 
     def prepare(self, readings: list[Reading], decode: int) -> Attend:
         """``readings`` cover the step's first rows in order; the first ``decode`` are single rows of decoding

@@ -11,7 +11,9 @@ from app.model.pools import PoolForm, Pools
 from app.model.rope import RopeTable
 from app.model.torch_reads import Reads, causal_bias
 from kernels.attention import pack_heads, partial_attention, unpack_heads
-from kernels.rotate import angles_by_channel, rotate_pool, rotate_pool_by_channel
+from kernels.gate import swiglu
+from kernels.norm import add_rms_norm
+from kernels.rotate import angles_by_channel, rotate_pool, rotate_pool_by_channel, rotate_rows
 from kernels.update_write import project_memory
 
 
@@ -32,6 +34,23 @@ class TorchOperations:
         self.form = PoolForm(eight_bit=eight_bit, value_copies=eight_bit, by_channel=by_channel)
         self._config, self._rope, self._dtype, self._device = config, rope, dtype, device
         self._angles = angles_by_channel(rope.cos, rope.sin) if by_channel else None
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(x, delta, weight, self._config.rms_norm_eps)
+
+    def place(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_rows: Tensor,
+        cache_key: Tensor,
+        cache_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return rotate_rows(qkv, cos, sin, write_rows, cache_key, cache_value)
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        return swiglu(gate_up)
 
     def prepare(self, readings: list[Reading], decode: int) -> Reads:
         by_channel = self.form.by_channel

@@ -6,6 +6,7 @@ What a compiler, a driver or a GPU nobody has tried does wrong shows here, and n
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -97,6 +98,36 @@ def try_out(
     last = query[:_PROMPT].expand(2, _PROMPT, -1, -1)
     causal = [[each.attend_causally(last.to(form), own.to(form), own.to(form))] for each, form in both]
     _compare("a self-update's attention", causal[0], causal[1], dtype)
+    for name, parts in _between(both, config, rope, normal):
+        _compare(name, parts[0], parts[1], dtype)
+
+
+def _between(
+    both: tuple[tuple[Operations, torch.dtype], ...],
+    config: ModelConfig,
+    rope: RopeTable,
+    normal: Callable[..., Tensor],
+) -> Iterator[tuple[str, list[list[Tensor]]]]:
+    """What stands between a layer's products: by name, of each of ``both`` what it gave."""
+    x, delta = normal(_PROMPT, config.hidden_size), normal(_PROMPT, config.hidden_size)
+    weight = normal(config.hidden_size)
+    yield (
+        "a sum and its norm",
+        [list(each.add_norm(x.to(form), delta.to(form), weight.to(form))) for each, form in both],
+    )
+    gate_up = normal(_PROMPT, 2 * config.intermediate_size)
+    yield "a gate", [[each.gate(gate_up.to(form))] for each, form in both]
+    qkv = normal(_PROMPT, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
+    # all but the last row are reads
+    rows = torch.arange(_PROMPT - 1, 0, -1, device=x.device)
+    cos, sin = rope.at(torch.arange(1, _PROMPT + 1, device=x.device))
+    placed = []
+    for each, form in both:
+        cache = qkv.new_zeros(2, _PROMPT + 1, config.num_kv_heads, config.head_dim, dtype=form)
+        given = qkv.to(form, copy=True), cos.to(form), sin.to(form), rows
+        # what no row was written to is nothing on both sides
+        placed.append([*each.place(*given, cache[0], cache[1]), cache[:, 1:_PROMPT], 1 + cache[:, [0, -1]]])
+    yield "rotating rows", placed
 
 
 def _steps(sizes: Sizes) -> list[tuple[int, int]]:

@@ -1,8 +1,9 @@
-"""Decode steps captured in CUDA graphs: a step of a large model is hundreds of launches, and Python is slower.
+"""Steps captured in CUDA graphs: a step of a large model is hundreds of launches, and Python is slower.
 
-A graph reads everything from tensors that stay where they are; a step rewrites those and replays. There is one
-graph for each size of batch, rounded up, and each shape of work list. Rows that round a batch up read nothing, and
-write their keys to a cache row that nobody reads.
+Captured are steps in which sequences decode, and those with nothing but the end of one short prompt: a first token
+on a server that is not busy. A graph reads everything from tensors that stay where they are; a step rewrites those and
+replays. There is one graph for each size of batch, rounded up, and each shape of work list. Rows that round a batch up
+read nothing, and write their keys to a cache row that nobody reads.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("worker")
 
 _MOST_FAILED = 3
+# longer prompts keep a device busy for as long as Python takes
+_LEAST_PROMPT, _MOST_PROMPT = 16, 128
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """Turns work, which returns a tensor, into its replay, which returns that tensor, filled anew."""
@@ -66,15 +69,23 @@ def cuda_capture() -> Capture:
 
 @dataclass(frozen=True)
 class _Static:
-    """The tensors that graphs of ``size`` rows read: tokens, positions, write rows, [3, size] int64; and every row."""
+    """What graphs of ``size`` rows read: tokens, positions, write rows and logit rows, [4, size] int64."""
 
     host: Tensor
     device: Tensor
-    every: Tensor
 
 
-class DecodeGraphs:
-    """Replays decode steps of a backbone whose operations are kernels.
+@dataclass(frozen=True)
+class _Key:
+    """What one graph is good for: so many rows of decoding sequences, or of a prompt, read in tiles of so many."""
+
+    prompt: bool
+    rows: int
+    tile_rows: int
+
+
+class StepGraphs:
+    """Replays steps of a backbone whose operations are kernels.
 
     ``dead_row`` is a row of ``cache`` that no sequence has; ``most`` is how many sequences run at once.
     """
@@ -92,16 +103,17 @@ class DecodeGraphs:
         self._operations = cast("KernelOperations", backbone.operations)
         self._pools, self._cache, self._dead_row = pools, cache, dead_row
         self._most = most
+        self.most_prompt = min(_MOST_PROMPT, self._operations.sizes.rows)
         self._capture = capture
         self._static: dict[int, _Static] = {}
         # one for all graphs, which never run at once: an output of its own would be kept for each of them
         vocab = backbone.config.vocab_size
         self._logits = torch.empty(most, vocab, dtype=backbone.dtype, device=backbone.device)
         # with the batch that was captured: a graph knows addresses only, and what lies there must stay
-        self._replays: dict[tuple[int, int], tuple[Callable[[], Tensor], Batch]] = {}
+        self._replays: dict[_Key, tuple[Callable[[], Tensor], Batch]] = {}
         self._broken, self._failed = False, 0
 
-    def step(
+    def decode(
         self, readings: list[Reading], tokens: list[int], positions: list[int], write_rows: list[int]
     ) -> Tensor | None:
         """Logits [rows, vocab] of one decode step, good until the next; None if it cannot be replayed.
@@ -111,23 +123,38 @@ class DecodeGraphs:
         rows = len(tokens)
         if rows > self._most:
             return None
-        size = self.rounded(rows)
-        key = size, self._operations.list_key(readings)
+        key = _Key(False, self.rounded(rows), self._operations.list_key(readings))
+        wanted = list(range(key.rows))
+        logits = self._replay(key, readings, rows, [tokens, positions, write_rows], wanted)
+        return None if logits is None else logits[:rows]
+
+    def prompt(
+        self, reading: Reading, tokens: list[int], positions: list[int], write_rows: list[int]
+    ) -> Tensor | None:
+        """Logits [1, vocab] of the last of a prompt's ``tokens``; otherwise as ``decode``."""
+        rows = len(tokens)
+        if rows > self.most_prompt:
+            return None
+        size = min(max(_LEAST_PROMPT, 1 << (rows - 1).bit_length()), self.most_prompt)
+        key = _Key(True, size, self._operations.prompt_key)
+        return self._replay(key, [reading], 0, [tokens, positions, write_rows], [rows - 1])
+
+    def _replay(
+        self, key: _Key, readings: list[Reading], decode: int, given: list[list[int]], wanted: list[int]
+    ) -> Tensor | None:
+        """Logits [wanted, vocab]. ``given`` are tokens, positions and write rows of fewer rows than the graph has."""
         if self._broken and key not in self._replays:
             return None
-        static = self._static_of(size)
-        padding = [0] * (size - rows)
-        static.host.copy_(
-            torch.tensor(
-                [tokens + padding, positions + padding, write_rows + [self._dead_row] * len(padding)]
-            )
-        )
+        static = self._static_of(key.rows)
+        missing = key.rows - len(given[0])
+        padded = [row + [fill] * missing for row, fill in zip(given, (0, 0, self._dead_row), strict=True)]
+        static.host.copy_(torch.tensor([*padded, wanted + [0] * (key.rows - len(wanted))]))
         static.device.copy_(static.host, non_blocking=True)
-        reads = self._operations.prepare(readings, rows).padded(size)
+        reads = self._operations.prepare(readings, decode).padded(key.rows)
         if key not in self._replays:
-            given, places, written = static.device
-            batch = Batch(given, places, written, static.every, attend=reads)
-            logits = self._logits[:size]
+            tokens, positions, write_rows, logit_rows = static.device
+            batch = Batch(tokens, positions, write_rows, logit_rows[: len(wanted)], attend=reads)
+            logits = self._logits[: len(wanted)]
             try:
                 replay = self._capture(
                     lambda: logits.copy_(self._backbone.forward(batch, self._pools, self._cache))
@@ -137,15 +164,15 @@ class DecodeGraphs:
                 self._failed += 1
                 self._broken = not isinstance(error, torch.OutOfMemoryError) or self._failed >= _MOST_FAILED
                 log.warning(
-                    "a decode step was not captured in a CUDA graph", reason=str(error), for_good=self._broken
+                    "a step was not captured in a CUDA graph", reason=str(error), for_good=self._broken
                 )
                 return None
             self._replays[key] = replay, batch
         replay, _ = self._replays[key]
-        return replay()[:rows]
+        return replay()
 
     def rounded(self, rows: int) -> int:
-        """The batch size whose graph serves ``rows``: powers of two to 16, then multiples of 16."""
+        """The batch size whose graph serves ``rows`` sequences: powers of two to 16, then multiples of 16."""
         if rows <= 16:
             return min(1 << (rows - 1).bit_length(), self._most)
         return min(-(-rows // 16) * 16, self._most)
@@ -153,10 +180,6 @@ class DecodeGraphs:
     def _static_of(self, size: int) -> _Static:
         if size not in self._static:
             device = self._backbone.device
-            host = torch.zeros(3, size, dtype=torch.int64, pin_memory=device.type == "cuda")
-            self._static[size] = _Static(
-                host,
-                torch.zeros(3, size, dtype=torch.int64, device=device),
-                torch.arange(size, device=device),
-            )
+            host = torch.zeros(4, size, dtype=torch.int64, pin_memory=device.type == "cuda")
+            self._static[size] = _Static(host, torch.zeros(4, size, dtype=torch.int64, device=device))
         return self._static[size]

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.memory.arena import Arena
 from app.model.backbone import Backbone
 from app.model.batch import Batch, ContextCache, Reading, SelfUpdate, UpdateSpan
-from app.worker.graphs import Capture, DecodeGraphs
+from app.worker.graphs import Capture, StepGraphs
 from app.worker.sequence import Sequence
 
 
@@ -53,7 +53,7 @@ class Stepped(NamedTuple):
 class Runner:
     """Owns the context cache. Each call of ``step`` is one forward pass.
 
-    ``capture``, on devices that have it, has decode steps replayed.
+    ``capture``, on devices that have it, has steps replayed.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Runner:
         self.arena = arena
         # one row more, which nobody reads
         self.cache: ContextCache = backbone.new_context_cache(cache_rows + 1)
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
         if capture is not None:
-            self._graphs = DecodeGraphs(backbone, arena.pools, self.cache, cache_rows, max_running, capture)
+            self._graphs = StepGraphs(backbone, arena.pools, self.cache, cache_rows, max_running, capture)
 
     def step(self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]) -> Stepped:
         """Issues one step to the device: on a GPU nothing here waits for it. Updates advance in place."""
@@ -79,10 +79,9 @@ class Runner:
         for sequence in [*decode, *(c.sequence for c in reads)]:
             assert sequence.view.readers > 0
             assert sequence.view is sequence.memory.view or sequence.view in sequence.memory.older
-        if decode and not reads and not updates and self._graphs is not None:
-            logits = self._replayed(decode, self._graphs)
-            if logits is not None:
-                return Stepped(decode, logits, [], logits[:0])
+        replayed = None if updates or self._graphs is None else self._replayed(decode, reads, self._graphs)
+        if replayed is not None:
+            return replayed
         batch, wanted, scored = self._batch(decode, reads, updates)
         logits = self.backbone.forward(batch, self.arena.pools, self.cache)
         for sequence in decode:
@@ -96,17 +95,42 @@ class Runner:
         if self.backbone.device.type == "cuda":
             torch.cuda.current_stream(self.backbone.device).synchronize()
 
-    def _replayed(self, decode: list[Sequence], graphs: DecodeGraphs) -> Tensor | None:
-        logits = graphs.step(
+    def _replayed(self, decode: list[Sequence], reads: list[ReadChunk], graphs: StepGraphs) -> Stepped | None:
+        """The step as a graph's replay; None if no graph is for such a step."""
+        if decode and not reads:
+            return self._decoded(decode, graphs)
+        if len(reads) == 1 and not decode:
+            return self._prompted(reads[0], graphs)
+        return None
+
+    def _decoded(self, decode: list[Sequence], graphs: StepGraphs) -> Stepped | None:
+        logits = graphs.decode(
             [self._reading(s, slice(row, row + 1), s.computed + 1) for row, s in enumerate(decode)],
             [s.tokens[s.computed] for s in decode],
             [s.first_position + s.computed for s in decode],
             [int(s.table[s.bos + s.computed]) for s in decode],
         )
-        if logits is not None:
-            for sequence in decode:
-                sequence.computed += 1
-        return logits
+        if logits is None:
+            return None
+        for sequence in decode:
+            sequence.computed += 1
+        return Stepped(decode, logits, [], logits[:0])
+
+    def _prompted(self, chunk: ReadChunk, graphs: StepGraphs) -> Stepped | None:
+        sequence, end = chunk.sequence, chunk.start + chunk.count
+        if sequence.scored or end < len(sequence.tokens) or chunk.count > graphs.most_prompt:
+            return None
+        first = sequence.first_position + chunk.start
+        logits = graphs.prompt(
+            self._reading(sequence, slice(0, chunk.count), end),
+            sequence.tokens[chunk.start : end],
+            list(range(first, first + chunk.count)),
+            sequence.table[sequence.bos + chunk.start : sequence.bos + end].tolist(),
+        )
+        if logits is None:
+            return None
+        sequence.computed += chunk.count
+        return Stepped([sequence], logits, [], logits[:0])
 
     def _batch(
         self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]

@@ -10,6 +10,7 @@ from kernels.rotate import rotate_pool
 from kernels.update_write import project_memory
 from kernels.write_block import spare_slots, write_block
 from tests.kernels.cases import MIXED, Case, Reads, eight_bit
+from tests.kernels.row_cases import check_add_norm, check_rotate_rows, check_swiglu
 
 # averages of unit normals: a rounding of the inputs, and one of the output
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -96,3 +97,27 @@ def test_small_write_block(tokens: int, width: int, kv_heads: int, head_dim: int
         others = torch.ones(pool_slots, dtype=torch.bool, device="cuda")
         others[slots.long()] = False
         assert written[:, others].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("adding", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 192), (2, 1000), (65, 4096), (1, 32_768)])
+def test_small_sums_and_norms(rows: int, width: int, adding: bool, dtype: torch.dtype) -> None:
+    check_add_norm(rows, width, adding=adding, dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 576), (65, 14_336)])
+def test_small_gates(rows: int, width: int, dtype: torch.dtype) -> None:
+    check_swiglu(rows, width, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "reads", "heads", "kv_heads", "head_dim"),
+    [(1, 1, 1, 1, 64), (5, 3, 3, 3, 80), (4, 0, 8, 2, 48), (65, 65, 32, 8, 128), (2, 1, 9, 1, 256)],
+)
+def test_small_rotated_rows(
+    rows: int, reads: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    check_rotate_rows(rows, reads, heads, kv_heads, head_dim, dtype, "cuda")

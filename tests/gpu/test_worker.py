@@ -36,14 +36,17 @@ def on_gpu(
     return Harness(backbone, fingerprint, limits=LIMITS, capture=capture, slots=slots, warm_bytes=10**8)
 
 
-def replayed(harness: Harness) -> list[int]:
-    """Sizes of the graphs that its steps were replayed by. A capture that fails is done without: it must not have."""
+def replayed(harness: Harness) -> tuple[list[int], list[int]]:
+    """Rows of the graphs that its steps were replayed by, where sequences decoded and where a prompt was read. A
+    capture that fails is done without: it must not have."""
     graphs = harness.engine.runner._graphs
     assert graphs is not None
     assert not graphs._failed
-    sizes = sorted(size for size, _ in graphs._replays)
-    assert sizes
-    return sizes
+    decode, prompt = (
+        sorted(key.rows for key in graphs._replays if key.prompt is kind) for kind in (False, True)
+    )
+    assert decode
+    return decode, prompt
 
 
 @pytest.mark.parametrize("rotating", [False, True])
@@ -61,7 +64,7 @@ def test_every_version_gives_the_references_greedy_tokens(name: str, rotating: b
         torch.testing.assert_close(logits, cases[f"v{version}.logits"], atol=1e-3, rtol=0)
         greedy = cases[f"v{version}.greedy"].tolist()
         assert harness.generate("ada", prompt, len(greedy)) == greedy
-    assert replayed(harness) == [1]
+    assert replayed(harness) == ([1], [16])
 
 
 @pytest.mark.parametrize("rotating", [False, True])
@@ -80,7 +83,7 @@ def test_replayed_steps_of_many_sequences_give_torchs_tokens(rotating: bool) -> 
 
     ours, found = played(partial(KernelOperations, sizes=SIZES, rotating=rotating))
     assert found == played(TorchOperations)[1]
-    assert replayed(ours)[-1] == 8
+    assert replayed(ours)[0][-1] == 8
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ _INTERPRET = "TRITON_INTERPRET"
 
 with pytest.MonkeyPatch.context() as _patch:
     _patch.setenv(_INTERPRET, "1")
+    import kernels.add_norm
     import kernels.hot_copy
     import kernels.memory_attention
+    import kernels.rotate_rows
+    import kernels.swiglu
     import kernels.write_block  # noqa: F401
 
 

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-# decode with 16 and 64 rows and prompts, each with copies, rotating and in 8 bits; three merges; two that write
-KERNELS = 9 + 3 + 2
+# decode with 16 and 64 rows and prompts, each with copies, rotating and in 8 bits; three merges; four between the
+# products; two that write
+KERNELS = 9 + 3 + 4 + 2
 
 
 @pytest.mark.timeout(300)

@@ -93,7 +93,59 @@ def test_mixed_batches_and_replayed_steps_give_the_same_tokens() -> None:
     assert mixed(harness(capture=capture)) == expected
     assert all(len(tokens) == 3 for tokens in expected)
     # replayed steps differ in rows and in how many share a pool, yet few graphs serve them
-    assert 1 <= len(captured) <= 3
+    assert 1 <= len(captured) <= 4
+
+
+def test_a_short_prompts_end_is_replayed() -> None:
+    """Alone in its step, in the graph of the next size; what is cut off before it, or stands beside others, is not."""
+    captured: list[int] = []
+
+    def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        captured.append(0)
+        number = len(captured) - 1
+
+        def replay() -> Tensor:
+            captured[number] += 1
+            return work()
+
+        return replay
+
+    ours, theirs = harness(capture=capture), in_torch()
+    runner = ours.engine.runner
+    bos = [part[:, 0].clone() for part in (runner.cache.key, runner.cache.value)]
+    # the last in two chunks
+    for length in (3, 17, 41):
+        prompt = [3 + (7 * place) % 50 for place in range(length)]
+        assert ours.generate("ada", prompt, 1) == theirs.generate("ada", prompt, 1)
+    graphs = runner._graphs
+    assert graphs is not None
+    sizes = {key.rows: replays for key, replays in zip(graphs._replays, captured, strict=True) if key.prompt}
+    assert sizes == {16: 2, 32: 1}
+    # rows that round a batch up have their keys where nobody reads
+    for part, before in zip((runner.cache.key, runner.cache.value), bos, strict=True):
+        assert torch.equal(part[:, 0], before)
+
+
+def test_scored_prompts_and_prompts_beside_others_are_not_replayed() -> None:
+    prompts = []
+
+    def watched(*given: Any) -> Tensor | None:
+        prompts.append(given)
+        return None
+
+    ours, theirs = harness(capture=lambda work: work), in_torch()
+    graphs = ours.engine.runner._graphs
+    assert graphs is not None
+    graphs.prompt = watched  # type: ignore[method-assign]
+    ours.score("ada", [5, 6, 7], [8, 9])
+    for each in (ours, theirs):
+        for request, token in (("a", 6), ("b", 7)):
+            each.send(Generate(request, "ada", [5, token], Sampling(max_tokens=2)))
+        each.run()
+    assert [ours.tokens(r) for r in "ab"] == [theirs.tokens(r) for r in "ab"]
+    assert not prompts
+    ours.generate("ada", [5], 1)
+    assert prompts
 
 
 def test_replayed_steps_do_not_remember_the_step_before() -> None:
@@ -139,7 +191,7 @@ def test_what_a_captured_step_reads_stays() -> None:
     graphs = ours.engine.runner._graphs
     assert graphs is not None
     table = torch.arange(1, 17)
-    assert graphs.step([Reading(slice(0, 1), None, None, table, 1)], [5], [1], [1]) is not None
+    assert graphs.decode([Reading(slice(0, 1), None, None, table, 1)], [5], [1], [1]) is not None
     gc.collect()
     assert len(read) == 4
     assert all(tensor() is not None for tensor in read)
@@ -167,7 +219,7 @@ def test_graphs_share_one_output_and_outlive_one_that_failed() -> None:
     def step(rows: int) -> Tensor | None:
         tables = [torch.arange(1, 17) + 16 * row for row in range(rows)]
         readings = [Reading(slice(r, r + 1), None, None, table, 1) for r, table in enumerate(tables)]
-        return graphs.step(readings, [5] * rows, [1] * rows, [int(table[0]) for table in tables])
+        return graphs.decode(readings, [5] * rows, [1] * rows, [int(table[0]) for table in tables])
 
     first, both = step(1), step(2)
     assert first is not None

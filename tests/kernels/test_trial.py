@@ -54,6 +54,61 @@ class Careless(TorchOperations):
         return super().attend_causally(query[:, -1:], key, value).expand(-1, query.shape[1], -1)
 
 
+class Unsummed(TorchOperations):
+    """Norms what a layer was given, without what the one before adds."""
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        total, _ = super().add_norm(x, delta, weight)
+        return total, super().add_norm(x, None, weight)[1]
+
+
+class Ajar(TorchOperations):
+    """Takes the gate for what it lets through."""
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        return super().gate(gate_up.roll(gate_up.shape[1] // 2, dims=1))
+
+
+class Elsewhere(TorchOperations):
+    """Puts a token's K and V where another's belong."""
+
+    def place(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_rows: Tensor,
+        cache_key: Tensor,
+        cache_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return super().place(qkv, cos, sin, self.rows(write_rows), cache_key, cache_value)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        return rows.flip(0)
+
+
+class Further(Elsewhere):
+    """A row further."""
+
+    def rows(self, rows: Tensor) -> Tensor:
+        return rows + 1
+
+
+class Backwards(TorchOperations):
+    """Rotates the wrong way."""
+
+    def place(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_rows: Tensor,
+        cache_key: Tensor,
+        cache_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return super().place(qkv, cos, -sin, write_rows, cache_key, cache_value)
+
+
 def trial(make: object, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32) -> None:
     backbone, _ = load_backbone("plain")
     given = backbone.config, RopeTable(backbone.config, len(backbone.rope.cos), dtype, CPU), dtype, CPU
@@ -67,7 +122,17 @@ def test_the_kernels_pass(form: dict[str, bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "reason"), [(UpsideDown, "reading"), (Nowhere, "writing"), (Careless, "self-update")]
+    ("wrong", "reason"),
+    [
+        (UpsideDown, "reading"),
+        (Nowhere, "writing"),
+        (Careless, "self-update"),
+        (Unsummed, "norm"),
+        (Ajar, "gate"),
+        (Elsewhere, "rotating rows"),
+        (Further, "rotating rows"),
+        (Backwards, "rotating rows"),
+    ],
 )
 def test_wrong_operations_do_not(wrong: type[TorchOperations], reason: str) -> None:
     with pytest.raises(Wrong, match=reason):
