@@ -57,7 +57,8 @@ def constants(width: int, *, adding: bool) -> dict[str, object]:
 
 def warps(width: int) -> int:
     """Warps for a row of ``width``: sixteen elements a thread, so that all of a row is asked for at once."""
-    return min(16, max(4, triton.next_power_of_2(width) // 512))
+    padded: int = triton.next_power_of_2(width)
+    return min(16, max(4, padded // 512))
 
 
 def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ read nothing, and write their keys to a cache row that nobody reads.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -52,11 +53,15 @@ def cuda_capture() -> Capture:
             torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # a capture that fails may leave its own stream current; other threads go on loading pools beside it
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=shared, stream=stream, capture_error_mode="thread_local"),
-        ):
-            out = work()
+        try:
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=shared, stream=stream, capture_error_mode="thread_local"),
+            ):
+                out = work()
+        except BaseException:
+            _end_capture(shared)
+            raise
 
         def replay() -> Tensor:
             graph.replay()
@@ -65,6 +70,14 @@ def cuda_capture() -> Capture:
         return replay
 
     return capture
+
+
+def _end_capture(pool: tuple[int, int]) -> None:
+    """Tells torch's allocator that a capture is over which an error has ended: as long as it thinks of one it frees
+    nothing that several streams have used, and gives nothing back to the device."""
+    with contextlib.suppress(RuntimeError):
+        # it raises if it knew
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,30 @@ def test_replayed_steps_of_many_sequences_give_torchs_tokens(rotating: bool) -> 
     assert replayed(ours)[0][-1] == 8
 
 
+def test_a_capture_that_fails_leaves_the_allocator_as_it_was() -> None:
+    capture, stream = cuda_capture(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def waits() -> torch.Tensor:
+        out = torch.ones(8, device="cuda")
+        torch.cuda.synchronize()
+        return out
+
+    with pytest.raises(RuntimeError):
+        capture(waits)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["active_bytes.all.current"]
+    used_by_both = torch.empty(2**26, dtype=torch.uint8, device="cuda")
+    used_by_both.record_stream(stream)
+    del used_by_both
+    torch.cuda.synchronize()
+    # whoever asks for memory next has what all are done with given back
+    small = torch.empty(1, device="cuda")
+    assert torch.cuda.memory_stats()["active_bytes.all.current"] < before + 2**26
+    replay = capture(lambda: small + 1)
+    small.fill_(4)
+    assert replay().item() == 5
+
+
 @pytest.mark.parametrize(
     ("rotating", "eight_bit"), [(False, False), (True, False), (False, True)], ids=["copy", "read", "int8"]
 )
