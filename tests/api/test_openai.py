@@ -15,6 +15,7 @@ from app.settings import Settings
 from tests.api.conftest import Service
 from tests.api.fake_worker import MAX_SEQUENCE
 from tests.api.test_access import bearer, start
+from tests.api.test_admission import bounded
 from tests.api.test_bad_input import SECRET, check_error
 from tests.api.test_generate import sent
 from tests.api.test_update import events
@@ -271,7 +272,7 @@ async def test_prompts_in_every_form(service: Service, tokenizer: Tokenizer) -> 
 
 
 async def test_how_many_tokens(service: Service, tokenizer: Tokenizer) -> None:
-    """No number: what is usual, or what there is room for. A number is meant."""
+    """The number is an upper bound: what there is room for will do. No number: what is usual."""
     length = len(tokenizer.ids(PROMPT))
     await ask(service, CHAT, max_tokens=None)
     chat = sent(service)
@@ -282,11 +283,45 @@ async def test_how_many_tokens(service: Service, tokenizer: Tokenizer) -> None:
     assert sent(service, 2).sampling.max_tokens == COMPLETION_TOKENS
     await ask(service, TEXT, prompt=[5] * (MAX_SEQUENCE - 3), max_tokens=None)
     assert sent(service, 3).sampling.max_tokens == 3
-    full = {**GO_ON, "prompt": [5] * MAX_SEQUENCE, "max_tokens": None}
-    check_error(await service.post(TEXT, full), 422, "too_many_tokens", "prompt")
-    more = {**GO_ON, "max_tokens": MAX_SEQUENCE - length + 1}
-    check_error(await service.post(TEXT, more), 422, "too_many_tokens", "prompt")
-    assert len(service.seen) == 4
+    for number, (path, field) in enumerate(
+        [(CHAT, "max_tokens"), (CHAT, "max_completion_tokens"), (TEXT, "max_tokens")], start=4
+    ):
+        cut = await ask(service, path, **{"max_tokens": None, field: 2**31 - 1}, ignore_eos=True)
+        room = MAX_SEQUENCE - (length if path == TEXT else len(chat.tokens))
+        assert sent(service, number).sampling.max_tokens == room
+        assert cut["choices"][0]["finish_reason"] == "length"
+        assert cut["usage"]["total_tokens"] == MAX_SEQUENCE
+    # of its own the server is asked for what it can do
+    own = {"tenant": "alice", "prompt": PROMPT, "max_tokens": MAX_SEQUENCE - length + 1}
+    check_error(await service.post("/generate", own), 422, "too_many_tokens", "prompt")
+    assert len(service.seen) == 7
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (TEXT, {"prompt": [5] * MAX_SEQUENCE}),
+        (TEXT, {"prompt": SECRET * 400}),
+        (CHAT, {"messages": [{"role": "user", "content": SECRET * 400}]}),
+    ],
+)
+async def test_a_prompt_that_leaves_no_room_is_refused_as_clients_know_it(
+    service: Service, path: str, more: dict[str, Any], limit: int | None
+) -> None:
+    """They look for status, code and the first words, and shorten what they send."""
+    refused = await service.post(path, {**BODIES[path], **more, "max_tokens": limit})
+    param = "prompt" if path == TEXT else "messages"
+    check_error(refused, 400, "context_length_exceeded", param)
+    error = refused.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith(f"This model's maximum context length is {MAX_SEQUENCE} tokens;")
+    assert service.seen == []
+
+
+async def test_what_cannot_wait_here_is_not_too_long_for_the_model(model_dir: Path) -> None:
+    async with bounded(model_dir, queue_tokens=5) as service:
+        check_error(await service.post(TEXT, GO_ON), 422, "too_many_tokens", "prompt")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ async def _completion(
     tenant = tenant_of(request, None if named is None else _checked(named), param="user", missing=_NO_TENANT)
     served = services_of(request).workers.of(tenant).require()
     _check_model(body.model, served)
-    generation = await prepared(request, tenant, body.generate, fit=body.most is None)
+    generation = await prepared(request, tenant, body.generate, fit=True)
     begin = head(form, generation.message.id, served)
     if body.stream:
         return EventStream(_chunks(generation, form, begin, usage=body.with_usage))

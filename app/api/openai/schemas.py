@@ -191,7 +191,7 @@ class ChatCompletionBody(CompletionBase):
         None,
         ge=1,
         le=2**31 - 1,
-        description=f"most tokens to generate; left out: {CHAT_TOKENS}, or what a sequence has room for",
+        description=f"most tokens to generate, and never more than there is room for; left out: {CHAT_TOKENS}",
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="only with logprobs")
@@ -213,14 +213,10 @@ class ChatCompletionBody(CompletionBase):
         return self
 
     @property
-    def most(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
     def generate(self) -> GenerateBody:
         return self._generate(
             messages=[message.plain for message in self.messages],
-            max_tokens=self.most or CHAT_TOKENS,
+            max_tokens=self.max_completion_tokens or self.max_tokens or CHAT_TOKENS,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
@@ -240,10 +236,6 @@ class CompletionBody(CompletionBase):
     best_of: One = None
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
-
-    @property
-    def most(self) -> int | None:
-        return self.max_tokens
 
     @property
     def generate(self) -> GenerateBody:
