@@ -12,8 +12,8 @@ from app.api.openai.schemas import CHAT_TOKENS, COMPLETION_TOKENS
 from app.api.tokens import Tokenizer
 from app.messages import Generate
 from app.settings import Settings
-from tests.api.conftest import Service
-from tests.api.fake_worker import MAX_SEQUENCE
+from tests.api.conftest import Service, start_service
+from tests.api.fake_worker import MAX_CONTEXT, MAX_SEQUENCE, MIN_CONTEXT, NUM_TOKENS
 from tests.api.test_access import bearer, start
 from tests.api.test_admission import bounded
 from tests.api.test_bad_input import SECRET, check_error
@@ -406,11 +406,29 @@ async def test_models(service: Service) -> None:
         "created": model["created"],
         "owned_by": "memoryllm-serve",
         "max_model_len": MAX_SEQUENCE,
+        "min_context": MIN_CONTEXT,
+        "max_context": MAX_CONTEXT,
+        "num_tokens": NUM_TOKENS,
+        "num_blocks": 4,
     }
     assert (await service.http.get("/v1/models/fake")).json() == model
     check_error(await service.http.get(f"/v1/models/{SECRET}"), 404, "model_not_found", "model")
     service.client.drain(1)
     check_error(await service.http.get("/v1/models"), 503, "worker_unavailable")
+
+
+async def test_a_model_with_the_name_of_a_hub(settings: Settings, model_dir: Path) -> None:
+    """``ORG/NAME`` is its whole name, and half of it another model's."""
+    service = await start_service(settings, str(model_dir), name="org/name")
+    async with service.http:
+        (model,) = (await service.http.get("/v1/models")).json()["data"]
+        assert model["id"] == "org/name"
+        for path in ("/v1/models/org/name", "/v1/models/org%2Fname"):
+            assert (await service.http.get(path)).json() == model
+        for path in ("/v1/models/name", "/v1/models/org", "/v1/models/org/name/"):
+            check_error(await service.http.get(path), 404, "model_not_found", "model")
+        assert (await ask(service, CHAT, model="org/name"))["model"] == "org/name"
+        check_error(await service.post(CHAT, {**ASK, "model": "name"}), 404, "model_not_found", "model")
 
 
 # ------------------------------------------------------------ whose memory

@@ -87,7 +87,8 @@ async def models(services: Use) -> ModelsAnswer:
     return ModelsAnswer(data=[_described(services.workers.clients[0].require())])
 
 
-@router.get("/models/{model}", summary="The one model that is served, by its name")
+# a hub id has a slash
+@router.get("/models/{model:path}", summary="The one model that is served, by its name")
 async def model(model: str, services: Use) -> ModelAnswer:
     served = services.workers.clients[0].require()
     _check_model(model, served)
@@ -105,7 +106,15 @@ def _checked(name: object) -> str:
 
 
 def _described(served: ModelInfo) -> ModelAnswer:
-    return ModelAnswer(id=served.name, created=_STARTED, max_model_len=served.max_sequence)
+    return ModelAnswer(
+        id=served.name,
+        created=_STARTED,
+        max_model_len=served.max_sequence,
+        min_context=served.min_context,
+        max_context=served.max_context,
+        num_tokens=served.num_tokens,
+        num_blocks=served.num_blocks,
+    )
 
 
 def _check_model(name: str | None, served: ModelInfo) -> None:
