@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -86,10 +86,18 @@ async def _events(generation: Generation, body: GenerateBody) -> AsyncGenerator[
     yield DONE
 
 
-async def prepared(request: Request, tenant: str, body: GenerateBody, *, fit: bool = False) -> Generation:
+async def prepared(
+    request: Request,
+    tenant: str,
+    body: GenerateBody,
+    *,
+    fit: bool = False,
+    first: Callable[[], Awaitable[None]] | None = None,
+) -> Generation:
     """The generation that ``body`` asks for, checked and admitted, and not yet sent. ``tenant`` is from ``tenant_of``,
     and the body's own is not looked at. With ``fit``, as OpenAI's protocol has it, ``max_tokens`` is an upper bound:
-    where the prompt leaves room for fewer these will do, and one that leaves none raises ContextLengthExceeded."""
+    where the prompt leaves room for fewer these will do, and one that leaves none raises ContextLengthExceeded. What
+    is to be done ``first`` is done when all has been checked, and the generation begins behind it."""
     services = services_of(request)
     client = services.workers.of(tenant)
     model = client.require()
@@ -106,6 +114,10 @@ async def prepared(request: Request, tenant: str, body: GenerateBody, *, fit: bo
             "for an answer",
             param=error.param,
         ) from None
+    began = request.scope["began"]
+    if first is not None:
+        await first()
+        began = time.perf_counter()
     place_of(request).take_tokens(len(tokens), "prompt" if body.messages is None else "messages")
     message = Generate(
         new_id(),
@@ -116,7 +128,7 @@ async def prepared(request: Request, tenant: str, body: GenerateBody, *, fit: bo
         priority=body.priority,
         weight=weight_of(request),
     )
-    output = Output(client.tokenizer, body, services.metrics, request.scope["began"])
+    output = Output(client.tokenizer, body, services.metrics, began)
     return Generation(request, client, message, output)
 
 

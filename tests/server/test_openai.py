@@ -115,6 +115,25 @@ def test_the_client_teaches(client: openai.OpenAI, server: ServerProcess) -> Non
     assert refused.value.code == "idempotency_conflict"
 
 
+def test_a_chat_teaches_before_it_answers(client: openai.OpenAI, server: ServerProcess) -> None:
+    """As docs/http.md shows it."""
+    for stream in (False, True):
+        answer = client.chat.completions.create(
+            model="pocket",
+            user="yan",
+            messages=[QUESTION],
+            extra_body={"remember": "My dog is called Rex."},
+            extra_headers={"Idempotency-Key": "note-18"},
+            stream=stream,
+        )
+        if isinstance(answer, openai.Stream):
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        else:
+            text = answer.choices[0].message.content or ""
+        assert text.strip() == "Rex"
+    assert server.version("yan") == 1
+
+
 def test_a_limit_is_an_upper_bound_and_an_overflow_the_client_s_own(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model="pocket", messages=[QUESTION], user="ada", max_tokens=4096)
     assert answer.choices[0].finish_reason == "stop"

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from app.api import schemas
-from app.api.schemas import MAX_LOGPROBS, MAX_MESSAGES, Body, GenerateBody, Text, TokenIds, no_nul
+from app.api.schemas import MAX_LOGPROBS, MAX_MESSAGES, Body, GenerateBody, Text, TokenIds, UpdateBody, no_nul
 
 CHAT_TOKENS = 1024
 """Most tokens of a chat's answer whose caller names no number: its room is kept from the start."""
@@ -128,6 +128,11 @@ class StreamOptions(Lenient):
     include_obfuscation: Literal[False] | None = None
 
 
+class Remembered(Lenient):
+    text: Text
+    short: schemas.Short = "refuse"
+
+
 class TextFormat(Lenient):
     type: Literal["text"]
 
@@ -173,6 +178,11 @@ class CompletionBase(Lenient):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options go with stream only")
         return self
+
+    @property
+    def update(self) -> UpdateBody | None:
+        """What is to be remembered first, as ``/update`` takes it."""
+        return None
 
     @property
     def with_usage(self) -> bool:
@@ -222,6 +232,12 @@ class ChatCompletionBody(CompletionBase):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="only with logprobs")
 
+    remember: Text | Remembered | None = Field(
+        None,
+        description="not OpenAI's: a text that the memory takes in, durably, before the answer is generated; "
+        "needs the header Idempotency-Key",
+    )
+
     tools: NoItems = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: NoItems = None
@@ -243,6 +259,13 @@ class ChatCompletionBody(CompletionBase):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs go with logprobs only")
         return self
+
+    @property
+    def update(self) -> UpdateBody | None:
+        if self.remember is None:
+            return None
+        told = self.remember if isinstance(self.remember, Remembered) else Remembered(text=self.remember)
+        return UpdateBody.model_construct(text=told.text, short=told.short)
 
     @property
     def generate(self) -> GenerateBody:
