@@ -64,6 +64,13 @@ class TooManyTokens(InvalidRequest):
     code = "too_many_tokens"
 
 
+class ContextLengthExceeded(ServiceError):
+    """``TooManyTokens`` of a prompt, as OpenAI's protocol tells it: clients look for this code, and for the first words
+    of the message, to shorten the conversation."""
+
+    status, type, code = 400, "invalid_request_error", "context_length_exceeded"
+
+
 class NoTokenizer(InvalidRequest):
     code = "no_tokenizer"
 

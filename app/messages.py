@@ -252,17 +252,13 @@ Request = Question | Cancel | Drain
 
 
 class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the API needs to know of the model. Sizes are in tokens; ``memory_bytes`` is one resident pool.
-
-    ``memory_file_bytes`` is the most that an exported memory can take.
-    """
+    """What the API needs to know of the model. Sizes are in tokens, but for ``memory_file_bytes``: the most that an
+    exported memory can take."""
 
     name: str
     path: str
     fingerprint: str
     vocab_size: int
-    num_layers: int
-    hidden_size: int
     num_blocks: int
     num_tokens: int
     min_context: int
@@ -275,9 +271,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float
     device: str
     dtype: str
-    memory_bytes: int
     memory_file_bytes: int
-    resident_slots: int
 
 
 class Fetching(Message, frozen=True):

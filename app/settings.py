@@ -28,6 +28,12 @@ def parse_bytes(value: object) -> object:
     return value
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("a name has printable characters only")
+    return name
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, lt=2**63)]
 
 
@@ -92,6 +98,9 @@ class Settings(BaseSettings):
         description="where memories are durable: disk:///dir or redis://host:port/db",
     )
     model: str = Field("pocket", description="pocket, a directory, or a hub id")
+    served_model_name: Annotated[str, Field(max_length=256), AfterValidator(_printable)] | None = Field(
+        None, description="what clients call the model (default: its hub id, or its directory's name)"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="weights and pools; auto: bfloat16 on a GPU, float32 on a CPU"

@@ -25,7 +25,10 @@ from app.keys.watch import WatchedRing
 from app.settings import Settings
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "the body is empty or no JSON"},
+    400: {
+        "model": ErrorAnswer,
+        "description": "the body is empty or no JSON, or a prompt is too long (OpenAI's protocol)",
+    },
     401: {"model": ErrorAnswer, "description": "no API key, or none that is known"},
     403: {
         "model": ErrorAnswer,

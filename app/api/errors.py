@@ -89,7 +89,9 @@ def _path(error: Any) -> list[str]:
 
 def _reason(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "unknown field"
+        # a name that other calls have is the service's own word
+        name = error["loc"][-1]
+        return f"this call does not take {name}" if name in schemas.field_names() else "unknown field"
     message = str(error["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ from app.api.stream import Part, Stream
 from app.api.streaming import COMMENT, DONE, EventStream, event, parts, watched
 from app.api.tokens import Tokenizer, need
 from app.api.worker import WorkerClient, new_id
+from app.errors import ContextLengthExceeded, TooManyTokens
 from app.messages import Finished, Generate, ModelInfo, Sampling, Tokens
 from app.messages import TokenLogprob as WorkerLogprob
 from app.settings import Settings
@@ -85,17 +86,38 @@ async def _events(generation: Generation, body: GenerateBody) -> AsyncGenerator[
     yield DONE
 
 
-async def prepared(request: Request, tenant: str, body: GenerateBody, *, fit: bool = False) -> Generation:
+async def prepared(
+    request: Request,
+    tenant: str,
+    body: GenerateBody,
+    *,
+    fit: bool = False,
+    first: Callable[[], Awaitable[None]] | None = None,
+) -> Generation:
     """The generation that ``body`` asks for, checked and admitted, and not yet sent. ``tenant`` is from ``tenant_of``,
-    and the body's own is not looked at. With ``fit``, fewer tokens than ``max_tokens`` will do where the prompt leaves
-    room for no more."""
+    and the body's own is not looked at. With ``fit``, as OpenAI's protocol has it, ``max_tokens`` is an upper bound:
+    where the prompt leaves room for fewer these will do, and one that leaves none raises ContextLengthExceeded. What
+    is to be done ``first`` is done when all has been checked, and the generation begins behind it."""
     services = services_of(request)
     client = services.workers.of(tenant)
     model = client.require()
     if body.stops:
         need(client.tokenizer, "stop")
     least = 1 if fit else body.max_tokens
-    tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, least)
+    try:
+        tokens = await prompt_tokens(model, client.tokenizer, body.prompt, body.messages, least)
+    except TooManyTokens as error:
+        if not fit:
+            raise
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {model.max_sequence} tokens; so long a prompt leaves no room "
+            "for an answer",
+            param=error.param,
+        ) from None
+    began = request.scope["began"]
+    if first is not None:
+        await first()
+        began = time.perf_counter()
     place_of(request).take_tokens(len(tokens), "prompt" if body.messages is None else "messages")
     message = Generate(
         new_id(),
@@ -106,7 +128,7 @@ async def prepared(request: Request, tenant: str, body: GenerateBody, *, fit: bo
         priority=body.priority,
         weight=weight_of(request),
     )
-    output = Output(client.tokenizer, body, services.metrics, request.scope["began"])
+    output = Output(client.tokenizer, body, services.metrics, began)
     return Generation(request, client, message, output)
 
 

@@ -62,6 +62,7 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 IdempotencyKey = Annotated[str, Field(min_length=1, max_length=MAX_KEY), AfterValidator(no_nul)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP), AfterValidator(no_nul)]
+Short = Literal["refuse", "repeat", "fill"]
 Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)]
 
 
@@ -115,7 +116,7 @@ class UpdateBody(Body):
     idempotency_key: IdempotencyKey | None = Field(
         None, description="a retry with the same key gets the first answer and changes nothing"
     )
-    short: Literal["refuse", "repeat", "fill"] = Field(
+    short: Short = Field(
         "refuse",
         description="what to do with a text shorter than the model's contexts; "
         "with fill, one shorter than a block is repeated too",

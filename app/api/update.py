@@ -49,23 +49,31 @@ async def update(
     idempotency_key: HeaderKey = None,
 ) -> Response:
     """Answers once every block is durable and readable. A client that goes away does not stop it."""
-    services = services_of(request)
-    tenant = tenant_of(request, body.tenant)
-    client = services.workers.of(tenant)
-    model = client.require()
-    # with a key the update can be sent to another worker if this one ends
-    key = _one_key(body.idempotency_key, idempotency_key) or f"{SERVER_KEY}{new_id()}"
-    place = place_of(request)
-    cut, short = await _contexts(body, model, client.tokenizer, services.settings)
-    param = "text" if body.messages is None else "messages"
-    place.take_tokens(sum(len(context.tokens) for context in cut), param)
-    limits = access_of(request).limits
-    message = Update(new_id(), tenant, cut, key, limits.updates_per_day, limits.bytes, weight_of(request))
+    tenant, place = tenant_of(request, body.tenant), place_of(request)
+    client, message, short = await prepared(request, tenant, body, idempotency_key)
     if body.stream:
         return EventStream(_events(client, message, short, place))
     part = await client.ask(message, place)
     assert isinstance(part, Updated)
     return answered(_answer(message, part, short))
+
+
+async def prepared(
+    request: Request, tenant: str, body: UpdateBody, header_key: str | None
+) -> tuple[WorkerClient, Update, Short]:
+    """The update that ``body`` asks for, checked and admitted, and not yet sent, and whom to send it to. ``tenant`` is
+    from ``tenant_of``, and the body's own is not looked at."""
+    services = services_of(request)
+    client = services.workers.of(tenant)
+    model = client.require()
+    # with a key the update can be sent to another worker if this one ends
+    key = _one_key(body.idempotency_key, header_key) or f"{SERVER_KEY}{new_id()}"
+    cut, short = await _contexts(body, model, client.tokenizer, services.settings)
+    param = "text" if body.messages is None else "messages"
+    place_of(request).take_tokens(sum(len(context.tokens) for context in cut), param)
+    limits = access_of(request).limits
+    message = Update(new_id(), tenant, cut, key, limits.updates_per_day, limits.bytes, weight_of(request))
+    return client, message, short
 
 
 async def _events(client: WorkerClient, message: Update, short: Short, place: Place) -> AsyncGenerator[bytes]:

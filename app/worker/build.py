@@ -32,6 +32,10 @@ from app.worker.updates import compaction_interval
 _SHARED_ABOVE = 512
 
 
+# as huggingface_hub lays out what it downloads: models--ORG--NAME/snapshots/COMMIT
+_HUB_DIRECTORY = "models--"
+
+
 @dataclass(frozen=True)
 class Built:
     engine: Engine
@@ -62,6 +66,20 @@ def pick_threads(wanted: int, config: ModelConfig) -> int:
     if wanted:
         return wanted
     return 1 if config.hidden_size < _SHARED_ABOVE else len(os.sched_getaffinity(0))
+
+
+def served_name(settings: Settings) -> str:
+    """What clients call the model: as they were told, else by its hub id, else by its directory's name."""
+    if settings.served_model_name:
+        return settings.served_model_name
+    if settings.model == "pocket" or not Path(settings.model).is_dir():
+        return settings.model
+    # of "." and ".." too there is a name
+    directory = Path(os.path.abspath(settings.model))
+    hub = directory.parent.parent.name
+    if directory.parent.name == "snapshots" and hub.startswith(_HUB_DIRECTORY):
+        return hub.removeprefix(_HUB_DIRECTORY).replace("--", "/", 1)
+    return directory.name
 
 
 def build(
@@ -125,13 +143,10 @@ def build(
         plans_ahead=device.type != "cpu",
     )
     info = ModelInfo(
-        # of "." too there is a name
-        name=settings.model if settings.model == "pocket" else Path(settings.model).absolute().name,
+        name=served_name(settings),
         path=str(directory),
         fingerprint=fingerprint,
         vocab_size=config.vocab_size,
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
         num_blocks=config.num_blocks,
         num_tokens=config.num_tokens,
         min_context=config.min_context,
@@ -144,8 +159,6 @@ def build(
         repetition_penalty=defaults.repetition_penalty,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        memory_bytes=Arena.bytes_per_pool(backbone),
         memory_file_bytes=most_bytes(config),
-        resident_slots=budget.slots,
     )
     return Built(engine, info)

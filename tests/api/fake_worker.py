@@ -46,8 +46,6 @@ def model_info(path: str = "") -> m.ModelInfo:
         path=path,
         fingerprint="f" * 16,
         vocab_size=VOCAB,
-        num_layers=2,
-        hidden_size=8,
         num_blocks=4,
         num_tokens=NUM_TOKENS,
         min_context=MIN_CONTEXT,
@@ -60,9 +58,7 @@ def model_info(path: str = "") -> m.ModelInfo:
         repetition_penalty=1.0,
         device="cpu",
         dtype="float32",
-        memory_bytes=1024,
         memory_file_bytes=MEMORY_FILE,
-        resident_slots=4,
     )
 
 

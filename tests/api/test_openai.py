@@ -12,9 +12,10 @@ from app.api.openai.schemas import CHAT_TOKENS, COMPLETION_TOKENS
 from app.api.tokens import Tokenizer
 from app.messages import Generate
 from app.settings import Settings
-from tests.api.conftest import Service
-from tests.api.fake_worker import MAX_SEQUENCE
+from tests.api.conftest import Service, start_service
+from tests.api.fake_worker import MAX_CONTEXT, MAX_SEQUENCE, MIN_CONTEXT, NUM_TOKENS
 from tests.api.test_access import bearer, start
+from tests.api.test_admission import bounded
 from tests.api.test_bad_input import SECRET, check_error
 from tests.api.test_generate import sent
 from tests.api.test_update import events
@@ -271,7 +272,7 @@ async def test_prompts_in_every_form(service: Service, tokenizer: Tokenizer) -> 
 
 
 async def test_how_many_tokens(service: Service, tokenizer: Tokenizer) -> None:
-    """No number: what is usual, or what there is room for. A number is meant."""
+    """The number is an upper bound: what there is room for will do. No number: what is usual."""
     length = len(tokenizer.ids(PROMPT))
     await ask(service, CHAT, max_tokens=None)
     chat = sent(service)
@@ -282,11 +283,45 @@ async def test_how_many_tokens(service: Service, tokenizer: Tokenizer) -> None:
     assert sent(service, 2).sampling.max_tokens == COMPLETION_TOKENS
     await ask(service, TEXT, prompt=[5] * (MAX_SEQUENCE - 3), max_tokens=None)
     assert sent(service, 3).sampling.max_tokens == 3
-    full = {**GO_ON, "prompt": [5] * MAX_SEQUENCE, "max_tokens": None}
-    check_error(await service.post(TEXT, full), 422, "too_many_tokens", "prompt")
-    more = {**GO_ON, "max_tokens": MAX_SEQUENCE - length + 1}
-    check_error(await service.post(TEXT, more), 422, "too_many_tokens", "prompt")
-    assert len(service.seen) == 4
+    for number, (path, field) in enumerate(
+        [(CHAT, "max_tokens"), (CHAT, "max_completion_tokens"), (TEXT, "max_tokens")], start=4
+    ):
+        cut = await ask(service, path, **{"max_tokens": None, field: 2**31 - 1}, ignore_eos=True)
+        room = MAX_SEQUENCE - (length if path == TEXT else len(chat.tokens))
+        assert sent(service, number).sampling.max_tokens == room
+        assert cut["choices"][0]["finish_reason"] == "length"
+        assert cut["usage"]["total_tokens"] == MAX_SEQUENCE
+    # of its own the server is asked for what it can do
+    own = {"tenant": "alice", "prompt": PROMPT, "max_tokens": MAX_SEQUENCE - length + 1}
+    check_error(await service.post("/generate", own), 422, "too_many_tokens", "prompt")
+    assert len(service.seen) == 7
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (TEXT, {"prompt": [5] * MAX_SEQUENCE}),
+        (TEXT, {"prompt": SECRET * 400}),
+        (CHAT, {"messages": [{"role": "user", "content": SECRET * 400}]}),
+    ],
+)
+async def test_a_prompt_that_leaves_no_room_is_refused_as_clients_know_it(
+    service: Service, path: str, more: dict[str, Any], limit: int | None
+) -> None:
+    """They look for status, code and the first words, and shorten what they send."""
+    refused = await service.post(path, {**BODIES[path], **more, "max_tokens": limit})
+    param = "prompt" if path == TEXT else "messages"
+    check_error(refused, 400, "context_length_exceeded", param)
+    error = refused.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith(f"This model's maximum context length is {MAX_SEQUENCE} tokens;")
+    assert service.seen == []
+
+
+async def test_what_cannot_wait_here_is_not_too_long_for_the_model(model_dir: Path) -> None:
+    async with bounded(model_dir, queue_tokens=5) as service:
+        check_error(await service.post(TEXT, GO_ON), 422, "too_many_tokens", "prompt")
 
 
 @pytest.mark.parametrize(
@@ -371,11 +406,29 @@ async def test_models(service: Service) -> None:
         "created": model["created"],
         "owned_by": "memoryllm-serve",
         "max_model_len": MAX_SEQUENCE,
+        "min_context": MIN_CONTEXT,
+        "max_context": MAX_CONTEXT,
+        "num_tokens": NUM_TOKENS,
+        "num_blocks": 4,
     }
     assert (await service.http.get("/v1/models/fake")).json() == model
     check_error(await service.http.get(f"/v1/models/{SECRET}"), 404, "model_not_found", "model")
     service.client.drain(1)
     check_error(await service.http.get("/v1/models"), 503, "worker_unavailable")
+
+
+async def test_a_model_with_the_name_of_a_hub(settings: Settings, model_dir: Path) -> None:
+    """``ORG/NAME`` is its whole name, and half of it another model's."""
+    service = await start_service(settings, str(model_dir), name="org/name")
+    async with service.http:
+        (model,) = (await service.http.get("/v1/models")).json()["data"]
+        assert model["id"] == "org/name"
+        for path in ("/v1/models/org/name", "/v1/models/org%2Fname"):
+            assert (await service.http.get(path)).json() == model
+        for path in ("/v1/models/name", "/v1/models/org", "/v1/models/org/name/"):
+            check_error(await service.http.get(path), 404, "model_not_found", "model")
+        assert (await ask(service, CHAT, model="org/name"))["model"] == "org/name"
+        check_error(await service.post(CHAT, {**ASK, "model": "name"}), 404, "model_not_found", "model")
 
 
 # ------------------------------------------------------------ whose memory

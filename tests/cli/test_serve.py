@@ -112,6 +112,8 @@ def test_the_servers_exit_code_is_the_commands(run: Run, monkeypatch: pytest.Mon
         ("--step-tokens", "0"),
         ("--request-timeout", "nan"),
         ("--drain-timeout", "inf"),
+        ("--served-model-name", "a\nb"),
+        ("--served-model-name", "b" * 257),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_where_it_was_given(

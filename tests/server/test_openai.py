@@ -92,6 +92,57 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="gpt", messages=[QUESTION], user="ada")
 
 
+def test_the_client_teaches(client: openai.OpenAI, server: ServerProcess) -> None:
+    """As docs/http.md shows it."""
+    memory = client.with_options(base_url=server.url)
+    body = {"tenant": "zoe", "text": "My dog is called Rex."}
+    for _ in range(2):
+        told = memory.post(
+            "/update", cast_to=object, body=body, options={"headers": {"Idempotency-Key": "note-17"}}
+        )
+        assert isinstance(told, dict)
+        assert told["memory_version"] == 1
+    answer = client.chat.completions.create(model="pocket", messages=[QUESTION], user="zoe")
+    assert (answer.choices[0].message.content or "").strip() == "Rex"
+    assert client.base_url.path == "/v1/"
+    with pytest.raises(openai.ConflictError) as refused:
+        memory.post(
+            "/update",
+            cast_to=object,
+            body=body | {"text": "My dog is called Bruno."},
+            options={"headers": {"Idempotency-Key": "note-17"}},
+        )
+    assert refused.value.code == "idempotency_conflict"
+
+
+def test_a_chat_teaches_before_it_answers(client: openai.OpenAI, server: ServerProcess) -> None:
+    """As docs/http.md shows it."""
+    for stream in (False, True):
+        answer = client.chat.completions.create(
+            model="pocket",
+            user="yan",
+            messages=[QUESTION],
+            extra_body={"remember": "My dog is called Rex."},
+            extra_headers={"Idempotency-Key": "note-18"},
+            stream=stream,
+        )
+        if isinstance(answer, openai.Stream):
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        else:
+            text = answer.choices[0].message.content or ""
+        assert text.strip() == "Rex"
+    assert server.version("yan") == 1
+
+
+def test_a_limit_is_an_upper_bound_and_an_overflow_the_client_s_own(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="pocket", messages=[QUESTION], user="ada", max_tokens=4096)
+    assert answer.choices[0].finish_reason == "stop"
+    long = {"role": "user", "content": "What is my dog called? " * 2000}
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 4096 tokens") as refused:
+        client.chat.completions.create(model="pocket", messages=[long], user="ada")
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+
+
 def test_errors_are_the_client_s_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         client.chat.completions.create(model="pocket", messages=[QUESTION])

@@ -29,7 +29,7 @@ from app.worker.budget import (
     update_bytes,
     updates_at_once,
 )
-from app.worker.build import pick_device, pick_dtype, pick_threads
+from app.worker.build import pick_device, pick_dtype, pick_threads, served_name
 from tests.harness import load_backbone
 
 
@@ -194,3 +194,25 @@ def test_devices_dtypes_and_threads() -> None:
     config = load_backbone("plain")[0].config
     assert pick_threads(0, config) == 1
     assert pick_threads(3, config) == 3
+
+
+def test_what_clients_call_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id is a whole name, and a directory that a hub's download has left still tells it."""
+    snapshot = tmp_path / "models--Org--chat--8b" / "snapshots" / "0a1b2c"
+    plain = tmp_path / "my model" / "snapshots" / "v2"
+    beside = tmp_path / "models--Org--chat--8b" / "exports" / "v3"
+    for directory in (snapshot, plain, beside):
+        directory.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for model, name in (
+        ("pocket", "pocket"),
+        ("Org/chat-8b", "Org/chat-8b"),
+        (str(snapshot), "Org/chat--8b"),
+        (str(snapshot / "..") + "/", snapshot.parent.name),
+        (str(plain), "v2"),
+        (str(beside), "v3"),
+        ("my model/snapshots", "snapshots"),
+        (".", tmp_path.name),
+    ):
+        assert served_name(Settings(model=model)) == name
+        assert served_name(Settings(model=model, served_model_name="support/bot")) == "support/bot"

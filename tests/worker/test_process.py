@@ -112,12 +112,14 @@ def test_the_worker_is_as_its_settings_and_its_checkpoint_say(tmp_path: Path) ->
         tmp_path / "store",
         model=str(model),
         warm_bytes=2**20,
+        served_model_name="org/bot",
         max_sequence=300,
         context_tokens=1000,
         **limits,
     )
     assert {name: found["model"][name] for name in wants} == wants
     assert (found["model"]["stop_tokens"], found["model"]["max_sequence"]) == ([2, 7], 300)
+    assert found["model"]["name"] == "org/bot"
     assert {name: found["limits"][name] for name in limits} == limits
     assert all(value != getattr(Limits(), name) for name, value in limits.items())
     assert found["pace"] == 0.4

@@ -80,6 +80,12 @@ class ModelAnswer(BaseModel):
     created: int = Field(description="Unix seconds: when this server was started")
     owned_by: str = "memoryllm-serve"
     max_model_len: int = Field(description="prompt and completion together, in tokens")
+    min_context: int = Field(description="tokens of the shortest context that a self-update takes")
+    max_context: int = Field(
+        description="tokens of the longest one: a longer text is cut into several blocks"
+    )
+    num_tokens: int = Field(description="memory tokens of a block, in every layer")
+    num_blocks: int = Field(description="blocks that a memory holds")
 
 
 class ModelsAnswer(BaseModel):

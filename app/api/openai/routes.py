@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -20,6 +21,7 @@ from app.api.body import JsonRoute
 from app.api.generate import Generation, prepared
 from app.api.openai.answers import ChatCompletion, FinishReason, ModelAnswer, ModelsAnswer, TextCompletion
 from app.api.openai.forms import Chat, Form, Text, head
+from app.api.openai.remember import RememberKey, remember
 from app.api.openai.schemas import ChatCompletionBody, CompletionBody
 from app.api.schemas import TenantId, as_sent, check_tenant
 from app.api.services import Use, services_of
@@ -65,10 +67,13 @@ def _named(request: Request, sent: object, user: object) -> object:
     responses={200: {"content": {"text/event-stream": {}}, "description": "the answer, or its chunks"}},
 )
 async def chat_completions(
-    body: ChatCompletionBody, request: Request, x_tenant: HeaderTenant = None
+    body: ChatCompletionBody,
+    request: Request,
+    x_tenant: HeaderTenant = None,
+    idempotency_key: RememberKey = None,
 ) -> Response:
-    """Reads the memory, and does not change it: what is to be remembered goes to ``/update``."""
-    return await _completion(body, request, x_tenant, Chat())
+    """Reads the memory, and changes it only if something is to be remembered first; else that goes to ``/update``."""
+    return await _completion(body, request, x_tenant, Chat(), idempotency_key)
 
 
 @router.post(
@@ -88,7 +93,8 @@ async def models(services: Use) -> ModelsAnswer:
     return ModelsAnswer(data=[_described(services.workers.clients[0].require())])
 
 
-@router.get("/models/{model}", summary="The one model that is served, by its name")
+# a hub id has a slash
+@router.get("/models/{model:path}", summary="The one model that is served, by its name")
 async def model(model: str, services: Use) -> ModelAnswer:
     served = services.workers.clients[0].require()
     _check_model(model, served)
@@ -106,7 +112,15 @@ def _checked(name: object) -> str:
 
 
 def _described(served: ModelInfo) -> ModelAnswer:
-    return ModelAnswer(id=served.name, created=_STARTED, max_model_len=served.max_sequence)
+    return ModelAnswer(
+        id=served.name,
+        created=_STARTED,
+        max_model_len=served.max_sequence,
+        min_context=served.min_context,
+        max_context=served.max_context,
+        num_tokens=served.num_tokens,
+        num_blocks=served.num_blocks,
+    )
 
 
 def _check_model(name: str | None, served: ModelInfo) -> None:
@@ -115,13 +129,18 @@ def _check_model(name: str | None, served: ModelInfo) -> None:
 
 
 async def _completion(
-    body: ChatCompletionBody | CompletionBody, request: Request, sent: str | None, form: Form
+    body: ChatCompletionBody | CompletionBody,
+    request: Request,
+    sent: str | None,
+    form: Form,
+    key: str | None = None,
 ) -> Response:
     named = _named(request, sent, body.user)
     tenant = tenant_of(request, None if named is None else _checked(named), param="user", missing=_NO_TENANT)
     served = services_of(request).workers.of(tenant).require()
     _check_model(body.model, served)
-    generation = await prepared(request, tenant, body.generate, fit=body.most is None)
+    first = None if body.update is None else partial(remember, request, tenant, body.update, key)
+    generation = await prepared(request, tenant, body.generate, fit=True, first=first)
     begin = head(form, generation.message.id, served)
     if body.stream:
         return EventStream(_chunks(generation, form, begin, usage=body.with_usage))

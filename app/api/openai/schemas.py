@@ -3,12 +3,21 @@ those that would not are taken and have no effect."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from app.api import schemas
-from app.api.schemas import MAX_LOGPROBS, MAX_MESSAGES, Body, GenerateBody, Text, TokenIds, no_nul
+from app.api.schemas import MAX_LOGPROBS, MAX_MESSAGES, Body, GenerateBody, Text, TokenIds, UpdateBody, no_nul
 
 CHAT_TOKENS = 1024
 """Most tokens of a chat's answer whose caller names no number: its room is kept from the start."""
@@ -21,11 +30,17 @@ MAX_FIELDS = 200
 _SEEDS = 2**63
 
 
-def _empty(value: Any) -> Any:
-    """Before its entries are looked at, of which there may be a million. Raises ValueError."""
-    if isinstance(value, dict) and value:
-        raise ValueError("this server has nothing for it: only {} can be given")
-    return value
+def _only(*taken: Any) -> BeforeValidator:
+    """Of a field of the protocol's that this server does nothing for: ``taken`` ask for nothing. Entries are not looked
+    at, of which there may be a million. Raises ValueError."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value not in taken:
+            instead = "".join(f" or send {json.dumps(item)}" for item in taken)
+            raise ValueError(f"this server does not support {info.field_name}: leave it out{instead}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _few_entries(value: Any) -> Any:
@@ -45,8 +60,9 @@ def _few_parts(value: Any) -> Any:
 
 Plain = Annotated[str, AfterValidator(no_nul)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-NoItems = Annotated[list[Any], Field(max_length=0)] | None
-NoEntries = Annotated[dict[str, Any] | None, BeforeValidator(_empty)]
+Unsupported = Annotated[None, _only()]
+NoItems = Annotated[list[Any] | None, _only([])]
+NoEntries = Annotated[dict[str, Any] | None, _only({})]
 One = Literal[1] | None
 Zero = Annotated[float, Field(ge=0, le=0)] | None
 
@@ -77,17 +93,25 @@ class Lenient(Body):
 class TextPart(Lenient):
     type: Literal["text"]
     text: Plain
+    prompt_cache_breakpoint: Any = Field(None, description="without effect")
 
 
 class ChatMessage(Lenient):
-    """A turn. What an answer carries besides may come back with it, empty."""
+    """A turn. What programs keep of an answer besides its text may come back with it, and tools and sound if empty."""
 
     type: Literal["text"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
     content: Plain | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: Name | None = Field(None, description="without effect")
-    annotations: NoItems = None
+    annotations: Any = Field(None, description="without effect, as all that follows")
+    refusal: Any = None
+    reasoning: Any = Field(None, description="not OpenAI's")
+    reasoning_content: Any = Field(None, description="not OpenAI's")
+    thinking_blocks: Any = Field(None, description="not OpenAI's")
+    provider_specific_fields: Any = Field(None, description="not OpenAI's")
     tool_calls: NoItems = None
+    function_call: Unsupported = None
+    audio: Unsupported = None
 
     @property
     def plain(self) -> schemas.Message:
@@ -102,6 +126,11 @@ class ChatMessage(Lenient):
 class StreamOptions(Lenient):
     include_usage: bool | None = Field(None, description="a last chunk with the usage of all")
     include_obfuscation: Literal[False] | None = None
+
+
+class Remembered(Lenient):
+    text: Text
+    short: schemas.Short = "refuse"
 
 
 class TextFormat(Lenient):
@@ -141,12 +170,19 @@ class CompletionBase(Lenient):
     service_tier: str | None = Field(None, description="without effect")
     safety_identifier: str | None = Field(None, description="without effect")
     prompt_cache_key: str | None = Field(None, description="without effect")
+    prompt_cache_retention: Any = Field(None, description="without effect")
+    prompt_cache_options: Any = Field(None, description="without effect")
 
     @model_validator(mode="after")
     def _streamed(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options go with stream only")
         return self
+
+    @property
+    def update(self) -> UpdateBody | None:
+        """What is to be remembered first, as ``/update`` takes it."""
+        return None
 
     @property
     def with_usage(self) -> bool:
@@ -191,10 +227,16 @@ class ChatCompletionBody(CompletionBase):
         None,
         ge=1,
         le=2**31 - 1,
-        description=f"most tokens to generate; left out: {CHAT_TOKENS}, or what a sequence has room for",
+        description=f"most tokens to generate, and never more than there is room for; left out: {CHAT_TOKENS}",
     )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="only with logprobs")
+
+    remember: Text | Remembered | None = Field(
+        None,
+        description="not OpenAI's: a text that the memory takes in, durably, before the answer is generated; "
+        "needs the header Idempotency-Key",
+    )
 
     tools: NoItems = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -203,24 +245,33 @@ class ChatCompletionBody(CompletionBase):
     parallel_tool_calls: bool | None = Field(None, description="without effect: there are no tools")
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    reasoning_effort: Annotated[Literal["none"] | None, _only("none")] = None
+    verbosity: Annotated[Literal["medium"] | None, _only("medium")] = None
+    prediction: Any = Field(None, description="without effect: it would only be faster")
+    audio: Unsupported = None
+    moderation: Unsupported = None
+    web_search_options: Unsupported = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_completion_tokens is the newer name of max_tokens: only one can be given")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs go with logprobs only")
         return self
 
     @property
-    def most(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def update(self) -> UpdateBody | None:
+        if self.remember is None:
+            return None
+        told = self.remember if isinstance(self.remember, Remembered) else Remembered(text=self.remember)
+        return UpdateBody.model_construct(text=told.text, short=told.short)
 
     @property
     def generate(self) -> GenerateBody:
         return self._generate(
             messages=[message.plain for message in self.messages],
-            max_tokens=self.most or CHAT_TOKENS,
+            max_tokens=self.max_completion_tokens or self.max_tokens or CHAT_TOKENS,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
@@ -240,10 +291,6 @@ class CompletionBody(CompletionBase):
     best_of: One = None
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
-
-    @property
-    def most(self) -> int | None:
-        return self.max_tokens
 
     @property
     def generate(self) -> GenerateBody:
