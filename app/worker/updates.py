@@ -30,14 +30,15 @@ Background = Callable[[str, Callable[[], object], Callable[[object, ServiceError
 
 @dataclass(eq=False)
 class UpdateRun:
-    """``index`` of the context that is being written; ``versions`` of those that are durable and published; ``read``:
-    whether the memory had a copy for readers when one of its blocks was published."""
+    """``index`` of the context that is being written, onto the memory's ``version``; ``versions`` of those that are
+    durable and published; ``read``: whether the memory had a copy for readers when one of its blocks was published."""
 
     job: Job
     message: Update
     memory: Memory
     digest: str
     index: int = 0
+    version: int = 0
     current: SelfUpdate | None = None
     block: Block | None = None
     committing: bool = False
@@ -162,6 +163,7 @@ class Updates:
             )
             return
         run.current = self.residency.backbone.begin_update(run.memory.tail, tokens)
+        run.version = run.memory.version
         run.job.length, run.job.done, run.job.working = tokens, 0, False
         run.job.tail = run.current.tail_length
         run.job.atomic = tokens < config.num_tokens
@@ -247,6 +249,8 @@ class Updates:
         self._unpublished = [run for run in self._unpublished if run not in ready]
         began = time.monotonic()
         for run in ready:
+            # the block would be written into what another tenant reads
+            arena.check(run.memory)
             run.read = run.read or run.memory.view.hot is not None
         blocks = []
         for run in ready:
