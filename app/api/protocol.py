@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -31,6 +32,8 @@ class Protocol(HttpToolsProtocol):
     _outside = 0
     _late: asyncio.TimerHandle | None = None
     _refusal: ServiceError | None = None
+    # told of each answer that is given here, with its request id: no middleware sees it
+    refused: Callable[[ServiceError, str], None] = staticmethod(lambda error, request_id: None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -127,6 +130,7 @@ class Protocol(HttpToolsProtocol):
                 f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
+            self.refused(error, request_id)
         if cycle is not None and not cycle.response_complete:
             # whoever is at work on the request has nobody to answer, from now on
             cycle.disconnected = True

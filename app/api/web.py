@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import structlog
 import uvicorn
 
 from app.api.app import create_app
 from app.api.protocol import Protocol
 from app.api.spool import Spool
 from app.api.worker import WorkerClient
+from app.errors import ServiceError
 from app.keys.watch import WatchedRing
 from app.settings import Settings
+
+log = structlog.get_logger("api")
 
 
 class _Server(uvicorn.Server):
@@ -26,9 +30,15 @@ def web_server(
     settings: Settings, client: WorkerClient, spool: Spool, keys: WatchedRing | None, *, last_seconds: float
 ) -> uvicorn.Server:
     """Connections that are still open ``last_seconds`` after it was asked to end are cut."""
+    app = create_app(settings, client, spool, keys)
+
+    def refused(error: ServiceError, request_id: str) -> None:
+        client.metrics.errors.labels(error.code).inc()
+        log.info("request refused", request_id=request_id, status=error.status, code=error.code)
+
     config = uvicorn.Config(
-        create_app(settings, client, spool, keys),
-        http=Protocol,
+        app,
+        http=type("CountedProtocol", (Protocol,), {"refused": staticmethod(refused)}),
         lifespan="off",
         ws="none",
         log_config=None,

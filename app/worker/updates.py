@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
 import torch
 
+from app import logs
 from app.errors import ContextTooShort, IdempotencyConflict, ServiceError, StoreFailed, VersionConflict
 from app.memory.arena import Memory
 from app.memory.codec import Block, encode_block
@@ -23,6 +26,8 @@ from app.model.forgetting import draw
 from app.store.base import BlockRecord, Idempotency, Manifest
 from app.worker import quotas
 from app.worker.jobs import Job, Phase
+
+log = structlog.get_logger("worker")
 
 Background = Callable[[str, Callable[[], object], Callable[[object, ServiceError | None], None]], None]
 """Runs the first function off the loop's thread for a tenant, then hands result and error to the second in the loop."""
@@ -100,6 +105,7 @@ class Updates:
         self.commits = 0
         self.committed_bytes = 0
         self.compactions = 0
+        self.failed_compactions: Counter[str] = Counter()
 
     # ------------------------------------------------------------ beginning
 
@@ -289,7 +295,12 @@ class Updates:
 
         def done(_: object, error: ServiceError | None) -> None:
             self._compacting.discard(tenant)
-            # a failed compaction loses nothing: the next commit tries again
-            self.compactions += error is None
+            if error is None:
+                self.compactions += 1
+                return
+            # it loses nothing, and the next commit tries again; but the memory takes more and more room meanwhile
+            self.failed_compactions[error.code] += 1
+            write = log.warning if error.serious else log.info
+            write("compaction failed", version=manifest.version, **logs.of_error(error))
 
         self._background(tenant, lambda: self.residency.compact(manifest), done)
