@@ -230,6 +230,10 @@ class DeadlineExceeded(ServiceError):
     status, type, code = 504, "timeout_error", "deadline_exceeded"
 
 
+FULL_SECONDS = 30.0
+"""After which asking again may help where a disk is full: somebody has to make room, and nobody knows when."""
+
+
 class StoreFull(ServiceError):
     """No room left in the store: updates are refused, reading goes on."""
 

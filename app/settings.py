@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     )
 
     step_tokens: PositiveInt = Field(512, description="token budget of one step")
-    max_running: PositiveInt = Field(64, description="generations that run at once")
+    max_running: PositiveInt = Field(
+        64, description="requests that run at once: generations, scores, updates"
+    )
     update_share: float = Field(
         0.25, gt=0, le=1, description="share of the time that updates may take while generations run (1: any)"
     )

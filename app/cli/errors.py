@@ -10,6 +10,8 @@ from app.cli.output import err, visible
 from app.errors import BY_CODE
 
 USAGE, REFUSED, UNAVAILABLE, FAILED = 2, 3, 4, 5
+# codes of errors that no server has made
+_OWN = {USAGE: "usage", REFUSED: "refused", UNAVAILABLE: "unavailable", FAILED: "failed"}
 
 
 class Refusal(Exception):
@@ -33,7 +35,7 @@ class Refusal(Exception):
             error = self.error or {
                 "message": self.message,
                 "type": "client_error",
-                "code": None,
+                "code": _OWN[self.exit_code],
                 "param": None,
             }
             body = {"error": error, "request_id": self.request_id or None}
