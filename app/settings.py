@@ -68,7 +68,9 @@ class Settings(BaseSettings):
         0, description="device memory for pools (0: on a GPU what is left, else a quarter of the free memory)"
     )
     warm_bytes: Bytes = Field(512 * 2**20, description="host memory for pools that were evicted")
-    keep_text: bool = Field(True, description="keep the texts of updates in the store")
+    keep_text: bool = Field(
+        True, description="keep the texts of updates in the store, of a tenant's newest 2,000 contexts"
+    )
     text_key_file: Path | None = Field(
         None, description="file with 32 bytes (64 hex digits) that encrypt kept texts at rest"
     )
@@ -104,6 +106,7 @@ class Settings(BaseSettings):
         False, description="listen beyond the loopback without keys: somebody else lets in whoever may come"
     )
     open_metrics: bool = Field(False, description="/metrics needs no key")
+    # a store remembers no more of a tenant than this (``app.store.url.open_store``), and counts by what it remembers
     tenant_updates_per_day: int = Field(
         0, ge=0, le=2000, description="contexts that a tenant may take in within 24 hours (0: any number)"
     )

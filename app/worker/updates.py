@@ -163,7 +163,7 @@ class Updates:
                 run,
                 ContextTooShort(
                     f"the first update of an empty memory takes at least {config.num_tokens} tokens, "
-                    f"this one has {tokens}",
+                    f'this one has {tokens}; send more, or "short": "fill" to have it repeated',
                     param="text",
                 ),
             )
