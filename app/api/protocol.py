@@ -7,7 +7,6 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -32,8 +31,6 @@ class Protocol(HttpToolsProtocol):
     _outside = 0
     _late: asyncio.TimerHandle | None = None
     _refusal: ServiceError | None = None
-    # told of each answer that is given here, with its request id: no middleware sees it
-    refused: Callable[[ServiceError, str], None] = staticmethod(lambda error, request_id: None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -114,6 +111,10 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """As uvicorn calls it when its parser gives up."""
         self._refuse(self._refusal or MalformedRequest("this is no valid HTTP request"))
+
+    @staticmethod
+    def refused(error: ServiceError, request_id: str) -> None:
+        """Told of each answer that is given here, which no middleware sees."""
 
     def _refuse(self, error: ServiceError) -> None:
         """Answers in the one shape, where an answer is what comes next on this connection, and closes it."""

@@ -30,15 +30,16 @@ def web_server(
     settings: Settings, client: WorkerClient, spool: Spool, keys: WatchedRing | None, *, last_seconds: float
 ) -> uvicorn.Server:
     """Connections that are still open ``last_seconds`` after it was asked to end are cut."""
-    app = create_app(settings, client, spool, keys)
 
-    def refused(error: ServiceError, request_id: str) -> None:
-        client.metrics.errors.labels(error.code).inc()
-        log.info("request refused", request_id=request_id, status=error.status, code=error.code)
+    class Counted(Protocol):
+        @staticmethod
+        def refused(error: ServiceError, request_id: str) -> None:
+            client.metrics.errors.labels(error.code).inc()
+            log.info("request refused", request_id=request_id, status=error.status, code=error.code)
 
     config = uvicorn.Config(
-        app,
-        http=type("CountedProtocol", (Protocol,), {"refused": staticmethod(refused)}),
+        create_app(settings, client, spool, keys),
+        http=Counted,
         lifespan="off",
         ws="none",
         log_config=None,
