@@ -17,6 +17,7 @@ class ServiceError(Exception):
 
     Attributes: ``status`` HTTP status; ``type`` OpenAI's error type; ``code`` a stable word a program can
     test for; ``param`` the request field at fault; ``retry_after`` seconds after which a retry may help.
+    ``serious``: who runs the server should see it in the log; neither the caller is at fault nor will it pass.
     """
 
     status = 500
@@ -28,6 +29,10 @@ class ServiceError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+
+    @property
+    def serious(self) -> bool:
+        return self.status >= 500 and self.status != 503
 
 
 class InvalidRequest(ServiceError):
@@ -99,6 +104,18 @@ class HostNotAllowed(Forbidden):
     code = "host_not_allowed"
 
 
+class NotFound(ServiceError):
+    """There is no such route."""
+
+    status, type, code = 404, "not_found_error", "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The route does not take this method."""
+
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
 class TenantNotFound(ServiceError):
     status, type, code = 404, "not_found_error", "tenant_not_found"
 
@@ -144,9 +161,24 @@ class TextsNotKept(ServiceError):
 
 
 class TenantQuarantined(ServiceError):
-    """A committed blob of this tenant is damaged; nobody else is affected."""
+    """A committed blob of this tenant is damaged; nobody else is affected.
+
+    ``file`` is the name that the store has given to what is damaged, for the log: no answer has it.
+    """
 
     status, type, code = 409, "conflict_error", "tenant_quarantined"
+    serious = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        file: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.file = file
 
 
 class FingerprintMismatch(ServiceError):
@@ -168,7 +200,11 @@ class QuotaExceeded(ServiceError):
 
 
 class ServerBusy(ServiceError):
-    """The server's queue is full."""
+    """The server as a whole has too much under way, whoever asks.
+
+    503 and not 429, which says that whoever asks does so too often: by the status a tenant can tell whether the limit
+    is its own (``TenantBusy``, ``QuotaExceeded``), and what balances load whether another server may have room.
+    """
 
     status, type, code = 503, "overloaded_error", "server_overloaded"
 
@@ -205,6 +241,10 @@ class TenantElsewhere(ServiceError):
 
 class DeadlineExceeded(ServiceError):
     status, type, code = 504, "timeout_error", "deadline_exceeded"
+
+
+FULL_SECONDS = 30.0
+"""After which asking again may help where a disk is full: somebody has to make room, and nobody knows when."""
 
 
 class StoreFull(ServiceError):

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from app.errors import ServiceError
+from app.errors import ServiceError, TenantQuarantined
 from app.settings import Settings
 
 _MOST_FRAMES = 50
@@ -83,6 +83,13 @@ def loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     structlog.get_logger("api").error(
         "error in the event loop", what=context["message"], exc_info=context.get("exception")
     )
+
+
+def of_error(error: ServiceError) -> dict[str, str]:
+    """What a line says of an error: its ``code``, its ``reason``, and the ``file`` that is damaged."""
+    file = error.file if isinstance(error, TenantQuarantined) else None
+    told = {"code": error.code, "reason": error.message}
+    return told if file is None else {**told, "file": file}
 
 
 def about(job: str) -> AbstractContextManager[None]:

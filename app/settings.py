@@ -123,13 +123,17 @@ class Settings(BaseSettings):
         0, description="device memory for pools (0: on a GPU what is left, else a quarter of the free memory)"
     )
     warm_bytes: Bytes = Field(512 * 2**20, description="host memory for pools that were evicted")
-    keep_text: bool = Field(True, description="keep the texts of updates in the store")
+    keep_text: bool = Field(
+        True, description="keep the texts of updates in the store, of a tenant's newest 2,000 contexts"
+    )
     text_key_file: Path | None = Field(
         None, description="file with 32 bytes (64 hex digits) that encrypt kept texts at rest"
     )
 
     step_tokens: PositiveInt = Field(512, description="token budget of one step")
-    max_running: PositiveInt = Field(64, description="generations that run at once")
+    max_running: PositiveInt = Field(
+        64, description="requests that run at once: generations, scores, updates"
+    )
     update_share: float = Field(
         0.25, gt=0, le=1, description="share of the time that updates may take while generations run (1: any)"
     )
@@ -166,6 +170,7 @@ class Settings(BaseSettings):
         description="origin whose pages in a browser may call the server (may be repeated, or with commas)",
     )
     open_metrics: bool = Field(False, description="/metrics needs no key")
+    # a store remembers no more of a tenant than this (``app.store.url.open_store``), and counts by what it remembers
     tenant_updates_per_day: int = Field(
         0, ge=0, le=2000, description="contexts that a tenant may take in within 24 hours (0: any number)"
     )

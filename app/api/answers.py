@@ -27,8 +27,16 @@ class ErrorAnswer(BaseModel):
     request_id: str
 
 
+class UpdateTimings(BaseModel):
+    """Seconds since the worker took the update."""
+
+    queue: float = Field(description="waiting, loading included")
+    load: float = Field(description="of that, bringing the memory to the device")
+    total: float
+
+
 class Timings(BaseModel):
-    """Seconds since the worker took the request."""
+    """Seconds since the worker took the generation."""
 
     queue: float = Field(description="waiting, loading included")
     load: float = Field(description="of that, bringing the memory to the device")
@@ -38,12 +46,13 @@ class Timings(BaseModel):
 
 def timings(of: messages.Timings) -> Timings:
     """To the microsecond: what a clock says beyond that is noise."""
-    return Timings(
-        queue=round(of.queue, 6),
-        load=round(of.load, 6),
-        first_token=round(of.first_token, 6),
-        total=round(of.total, 6),
-    )
+    own = update_timings(of)
+    return Timings(queue=own.queue, load=own.load, first_token=round(of.first_token, 6), total=own.total)
+
+
+def update_timings(of: messages.Timings) -> UpdateTimings:
+    """As ``timings``: an update has no first token."""
+    return UpdateTimings(queue=round(of.queue, 6), load=round(of.load, 6), total=round(of.total, 6))
 
 
 class UpdateAnswer(BaseModel):
@@ -54,7 +63,7 @@ class UpdateAnswer(BaseModel):
     surviving_share: float = Field(
         description="expected share of this update's memory tokens still in the pool"
     )
-    timings: Timings
+    timings: UpdateTimings
     replayed: bool = Field(description="the idempotency key had done this update before")
     short: Literal["none", "repeated"] = Field(description="what was done with a text that was too short")
 

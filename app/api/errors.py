@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from app.api import schemas
-from app.errors import DeadlineExceeded, InvalidRequest, RequestCrashed, RequestTooSlow, ServiceError
+from app.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestCrashed,
+    RequestTooSlow,
+    ServiceError,
+)
 
-_STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
-_STATUS_MESSAGES = {404: "there is nothing at this path", 405: "this path does not take this method"}
+_OF_STATUS = {
+    404: NotFound("there is nothing at this path"),
+    405: MethodNotAllowed("this path does not take this method"),
+}
 
 # where programs look for OpenAI's protocol that have another base address, or want another part of it
 _OPENAI = re.compile(
@@ -43,7 +54,30 @@ def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
     }
 
 
-def error_response(error: ServiceError, request_id: str) -> JSONResponse:
+def note(scope: Scope, error: ServiceError) -> None:
+    """Leaves what a request is answered with where the outermost middleware finds it, for the log and the metrics."""
+    scope["error"] = error
+
+
+class ErrorResponse(JSONResponse):
+    """Answers with ``error``, under the status of its class or another."""
+
+    def __init__(
+        self,
+        error: ServiceError,
+        request_id: str,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(error_body(error, request_id), status_code=status or error.status, headers=headers)
+        self.error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        note(scope, self.error)
+        await super().__call__(scope, receive, send)
+
+
+def error_response(error: ServiceError, request_id: str) -> ErrorResponse:
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
@@ -51,7 +85,7 @@ def error_response(error: ServiceError, request_id: str) -> JSONResponse:
         headers["x-should-retry"] = "false"
     if isinstance(error, RequestTooSlow):
         headers["connection"] = "close"
-    return JSONResponse(error_body(error, request_id), status_code=error.status, headers=headers)
+    return ErrorResponse(error, request_id, headers=headers)
 
 
 def _stays(error: ServiceError) -> bool:
@@ -109,14 +143,10 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        message = _STATUS_MESSAGES.get(error.status_code, "the request cannot be served")
+        answer = _OF_STATUS.get(error.status_code) or InvalidRequest("the request cannot be served")
         if error.status_code == 404 and _OPENAI.fullmatch(request.scope["path"]):
-            message = _OPENAI_MESSAGE
-        answer = ServiceError(message)
-        body = error_body(answer, request_id(request))
-        body["error"]["type"] = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-        body["error"]["code"] = _STATUS_CODES.get(error.status_code, "invalid_request")
-        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+            answer = NotFound(_OPENAI_MESSAGE)
+        return ErrorResponse(answer, request_id(request), error.status_code, error.headers)
 
     app.add_exception_handler(ServiceError, service_error)
     app.add_exception_handler(RequestValidationError, validation_error)

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from app.errors import BY_CODE
 from app.messages import Stats
 
 # up to a minute each at most two thirds above the one before, so that a quantile between two of them says something
@@ -27,6 +28,7 @@ _LABELS = {
     "memory_moved_bytes_total": "direction",
     "request_success_total": "finished_reason",
     "requests_failed_total": "code",
+    "store_compactions_failed_total": "code",
 }
 _MOST_HISTOGRAMS = 64
 
@@ -52,6 +54,7 @@ _WORDS = {
     "steps_total": "steps of the worker",
     "store_commits_total": "blocks made durable",
     "store_committed_bytes_total": "bytes of them",
+    "store_compactions_failed_total": "snapshots that could not be written, by the error's code",
     "store_compactions_total": "snapshots that took the place of blocks",
     "update_blocks_total": "blocks that updates have published",
     "update_latency_seconds": "seconds from an update's arrival in the worker until all of it was durable",
@@ -99,6 +102,15 @@ class Metrics:
             ["route", "method", "status"],
             registry=self.registry,
         )
+        self.errors = Counter(
+            "memoryllm_http_errors",
+            "requests that were answered with an error, by its code; events of streams included",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in BY_CODE:
+            # from the start on, or nobody would see the first of them as an increase
+            self.errors.labels(code)
         self.request_seconds = Histogram(
             "memoryllm_http_request_duration_seconds",
             "seconds from the first byte of a request to the last of its answer",

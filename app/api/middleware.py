@@ -77,6 +77,14 @@ class Requests:
         if tenant is not None:
             fields["tenant"] = tenant_mark(tenant)
         write = log.debug if route in _QUIET_ROUTES else log.info
+        error = scope.get("error")
+        if error is not None:
+            self.metrics.errors.labels(error.code).inc()
+            fields["code"] = error.code
+            if error.serious or error.status >= 500:
+                fields["reason"] = error.message
+            if error.serious:
+                write = log.warning
         write("request", **fields, ms=round(seconds * 1000, 1))
 
 

@@ -155,6 +155,10 @@ class Protocol(HttpToolsProtocol):
         """As uvicorn calls it when its parser gives up."""
         self._refuse(self._refusal or MalformedRequest("this is no valid HTTP request"))
 
+    @staticmethod
+    def refused(error: ServiceError, request_id: str) -> None:
+        """Told of each answer that is given here, which no middleware sees."""
+
     def _refuse(self, error: ServiceError) -> None:
         """Answers in the one shape, where an answer is what comes next on this connection, and closes it."""
         cycle = self.cycle
@@ -170,6 +174,7 @@ class Protocol(HttpToolsProtocol):
                 f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
+            self.refused(error, request_id)
         if cycle is not None and not cycle.response_complete:
             # whoever is at work on the request has nobody to answer, from now on
             cycle.disconnected = True

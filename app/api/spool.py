@@ -22,7 +22,7 @@ from pathlib import Path
 import structlog
 
 from app.api.bounds import Bound, Clock
-from app.errors import ServerBusy, StoreFull, TenantBusy, TenantErased
+from app.errors import FULL_SECONDS, ServerBusy, StoreFull, TenantBusy, TenantErased
 
 log = structlog.get_logger("api")
 
@@ -50,7 +50,9 @@ class SpoolFile:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             if error.errno in _NO_ROOM:
-                raise StoreFull("there is no room for the file in the server's spool directory") from error
+                raise StoreFull(
+                    "there is no room for the file in the server's spool directory", retry_after=FULL_SECONDS
+                ) from error
             raise
 
     def read(self) -> bytes:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.errors import error_body
+from app.api.errors import error_body, note
 from app.api.stream import ClientGone, Part, Stream
 from app.errors import ServiceError
 from app.messages import Tokens, UpdateProgress
@@ -86,6 +86,7 @@ class EventStream(Response):
                     async for chunk in events:
                         await put(chunk)
                 except ServiceError as error:
+                    note(scope, error)
                     await put(event(error_body(error, scope["request_id"]), "error"))
                 except ClientGone:
                     return

@@ -1,7 +1,7 @@
 """Text to tokens and back, without torch: the checkpoint's tokenizer.json, its chat template, its special tokens.
 
 ``transformers`` would do the same but imports torch, which costs the API process seconds and hundreds of
-megabytes; it is used only for a checkpoint that has no tokenizer.json.
+megabytes. A checkpoint whose tokenizer is in another form is refused by the worker (``app.model.checkpoint``).
 """
 
 from __future__ import annotations
@@ -51,17 +51,12 @@ class Tokenizer:
         """The tokenizer in ``directory``, or None if there is none. Raises ValueError if it cannot be read."""
         path = Path(directory)
         config = _read_json(path / "tokenizer_config.json")
-        if (path / "tokenizer.json").is_file():
-            try:
-                backend: Any = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-            except Exception as error:  # the Rust side raises bare Exception
-                raise ValueError(f"{path / 'tokenizer.json'} cannot be read: {error}") from error
-        elif any((path / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt")):
-            from transformers import AutoTokenizer
-
-            backend = AutoTokenizer.from_pretrained(str(path), local_files_only=True).backend_tokenizer
-        else:
+        if not (path / "tokenizer.json").is_file():
             return None
+        try:
+            backend: Any = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise ValueError(f"{path / 'tokenizer.json'} cannot be read: {error}") from error
         backend.no_padding()
         backend.no_truncation()
         special = _special_tokens(config, _read_json(path / "special_tokens_map.json"))

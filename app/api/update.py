@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from app.api import contexts
 from app.api.access import access_of, tenant_of, weight_of
 from app.api.admission import Place, place_of
-from app.api.answers import UpdateAnswer, answered, timings
+from app.api.answers import UpdateAnswer, answered, update_timings
 from app.api.body import JsonRoute
 from app.api.prompts import render
 from app.api.schemas import IdempotencyKey, UpdateBody, as_sent
@@ -100,7 +100,7 @@ def _answer(message: Update, part: Updated, short: Short) -> UpdateAnswer:
         blocks=part.blocks,
         tokens=part.tokens,
         surviving_share=part.surviving_share,
-        timings=timings(part.timings),
+        timings=update_timings(part.timings),
         replayed=part.replayed and not own,
         short=short,
     )

@@ -11,7 +11,8 @@ from app import headstart
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits, see ``commands.run``."""
     # before anything is imported: a server is ready when its worker is
-    if arguments is None and sys.argv[1:2] == ["serve"] and "--help" not in sys.argv:
+    serves = arguments is None and sys.argv[1:2] == ["serve"] and "--help" not in sys.argv
+    if serves and sys.platform == "linux":
         headstart.begin()
     from app.cli.commands import run
 

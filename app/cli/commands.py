@@ -16,8 +16,10 @@ from app.cli.errors import FAILED, Refusal
 app = typer.Typer(
     name="memoryllm",
     help="A model server whose users each have a memory of their own.",
-    epilog="Exit codes: 0 done, 2 wrong usage, 3 refused by the server, 4 no server or not ready, "
-    "5 the server failed, 130 interrupted. The client commands take an API key from MEMORYLLM_API_KEY.",
+    epilog="Exit codes: 0 done, 1 an answer of no, or a server that could not start, 2 wrong usage, 3 refused by the "
+    "server, 4 no server or not ready, 5 the server failed, 130 interrupted. The client commands take an API key from "
+    "MEMORYLLM_API_KEY. With --json an error is a JSON object in the server's form on standard error; one that no "
+    "server has made has the type client_error and the code usage, refused, unavailable or failed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -9,7 +9,9 @@ from typing import Any
 from app.cli.output import err, visible
 from app.errors import BY_CODE
 
-USAGE, REFUSED, UNAVAILABLE, FAILED = 2, 3, 4, 5
+NOT_STARTED, USAGE, REFUSED, UNAVAILABLE, FAILED = 1, 2, 3, 4, 5
+# codes of errors that no server has made
+_OWN = {USAGE: "usage", REFUSED: "refused", UNAVAILABLE: "unavailable", FAILED: "failed"}
 
 
 class Refusal(Exception):
@@ -33,7 +35,7 @@ class Refusal(Exception):
             error = self.error or {
                 "message": self.message,
                 "type": "client_error",
-                "code": None,
+                "code": _OWN.get(self.exit_code, "failed"),
                 "param": None,
             }
             body = {"error": error, "request_id": self.request_id or None}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from app.cli.errors import USAGE, Refusal
+from app.cli.errors import NOT_STARTED, USAGE, Refusal
 from app.settings import Settings
 
 _MIB = 2**20
+# its disk and its memory are asked in ways that other systems do not have
+_CAN_SERVE = sys.platform == "linux"
 
 
 def _flag(name: str) -> str:
@@ -75,6 +78,8 @@ def serve(**flags: Any) -> None:
 
     Each option is also an environment variable. Sizes take units (4GiB), durations are seconds.
     """
+    if not _CAN_SERVE:
+        raise Refusal(f"a server runs on Linux only, and this is {sys.platform}", NOT_STARTED)
     settings = read_settings(flags)
     # imported here: the client commands need none of it
     from app.api.server import run_server

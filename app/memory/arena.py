@@ -20,11 +20,16 @@ from app.model.pools import Pools
 from kernels.quantise import key_scale
 
 
+class Misplaced(AssertionError):
+    """A slot or a rotated copy is not, or no longer, that of the memory which is about to be read or written."""
+
+
 @dataclass(eq=False)
 class View:
     """One version of one tenant's pool, as generations read it: ``rank`` int32 [L, N + K], -1 for spare.
 
-    ``hot`` is its rotated copy (None: not built). ``readers`` are the generations that hold it.
+    ``hot`` is its rotated copy (None: not built). ``readers`` are the generations that hold it. ``empty``: of a memory
+    that was not initialised, of which there is no copy to read.
     """
 
     version: int
@@ -32,6 +37,7 @@ class View:
     hot: int | None = None
     readers: int = 0
     used: int = 0
+    empty: bool = False
 
 
 @dataclass(eq=False)
@@ -73,6 +79,8 @@ class Arena:
     """Owns the device memory for pools. Lowest free index first, so that running pools lie side by side.
 
     ``tails`` [slots, L, K, d] are the hidden states of the newest block of each slot's memory.
+
+    Slots and copies have owners, beside what memories and views say of themselves: ``check`` compares the two.
     """
 
     def __init__(self, backbone: Backbone, slots: int, hot: int) -> None:
@@ -102,6 +110,8 @@ class Arena:
         self._used_slots: set[int] = set()
         self._used_hot: set[int] = set()
         self._idle: dict[int, tuple[Memory, View]] = {}
+        self._slot_owners: list[Memory | None] = [None] * slots
+        self._hot_owners: list[View | None] = [None] * hot
         self._clock = 0
 
     @staticmethod
@@ -119,14 +129,32 @@ class Arena:
     def take_slot(self) -> int | None:
         return heapq.heappop(self._free_slots) if self._free_slots else None
 
+    def settle(self, memory: Memory) -> None:
+        """The slot that was taken for it, and has been filled, is the memory's own from here on."""
+        self._slot_owners[memory.slot] = memory
+
     def give_slot(self, slot: int) -> None:
+        self._slot_owners[slot] = None
         self._used_slots.add(slot)
         heapq.heappush(self._free_slots, slot)
 
     def give_hot(self, hot: int) -> None:
         """Frees a copy that no view has."""
+        self._hot_owners[hot] = None
         self._used_hot.add(hot)
         heapq.heappush(self._free_hot, hot)
+
+    def check(self, memory: Memory, view: View | None = None) -> None:
+        """That the slot is the memory's, and for a reader that the copy is the view's.
+
+        Raises Misplaced. The names of its owners are not in the message, which is logged.
+        """
+        if self._slot_owners[memory.slot] is not memory:
+            raise Misplaced(f"slot {memory.slot} is not that of the memory which needs it")
+        if view is None or (view.empty and view.hot is None):
+            return
+        if view.hot is None or self._hot_owners[view.hot] is not view:
+            raise Misplaced(f"rotated copy {view.hot} is not that of the version which is read")
 
     # ------------------------------------------------------------ wiping what is free
 
@@ -215,7 +243,7 @@ class Arena:
             return None
         _, hot, view = min(idle, key=lambda item: item[0])
         del self._idle[hot]
-        view.hot = None
+        view.hot = self._hot_owners[hot] = None
         return hot
 
     def build_hot(self, slot: int, rank: Tensor, hot: int) -> None:
@@ -228,6 +256,7 @@ class Arena:
             self.give_hot(hot)
             return
         view.hot = hot
+        self._hot_owners[hot] = view
         self._idle[hot] = memory, view
 
     def readable(self, memory: Memory) -> bool:

@@ -174,7 +174,7 @@ class Loader:
         self, manifest: Manifest, slot: int, rank: Tensor, born: Tensor, tail: Tensor | None
     ) -> Memory:
         version = manifest.version
-        view = View(version, rank)
+        view = View(version, rank, empty=tail is None)
         return Memory(
             manifest.tenant,
             manifest.seed,

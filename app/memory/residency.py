@@ -289,6 +289,7 @@ class Residency(Source):
                 memory = loaded.memory
                 memory.owed = True
                 self._resident[tenant] = memory
+                self.arena.settle(memory)
                 self.arena.touch(memory)
                 self.traffic.loaded(loaded.tier, time.monotonic() - sent, loaded.moved)
                 self.brought(tenant, loaded.moved)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from types import TracebackType
 
 import msgspec
@@ -14,10 +13,7 @@ from torch import Tensor
 from app.memory.codec import LONGEST_HEADER, Block, Entry, Pool, dtype_of, read_header
 from app.memory.replay import replay
 from app.store.base import BlobRef, Manifest, Store
-from app.store.parts import quarantined
 from app.store.reading import BlobReader
-
-_damaged = partial(quarantined, "a blob is damaged")
 
 
 class _Layers:
@@ -32,7 +28,7 @@ class _Layers:
         self.dtype, begin, end = self._place(entries.get(large), start)
         self.shape = entries[large].shape
         if len(self.shape) != 3:
-            raise _damaged()
+            raise self._reader.damaged()
         self._each = (end - begin) // max(1, self.shape[0])
         # what is small is read ahead; it must be the same when it comes by
         self._before = reader.peek(0, start + begin)
@@ -43,18 +39,24 @@ class _Layers:
             data = self._before[start + first : start + last] if last <= begin else self._after[first - end :]
             data = data[: last - first]
             if len(data) != last - first or not data:
-                raise _damaged()
+                raise self._reader.damaged()
             self.small = torch.frombuffer(bytearray(data), dtype=dtype).reshape(entries[small].shape)
+
+    def needed(self) -> Tensor:
+        """``small``, which must be there."""
+        if self.small is None:
+            raise self._reader.damaged()
+        return self.small
 
     def _header(self) -> tuple[dict[str, Entry], int]:
         """The tensors' entries, and where their bytes begin."""
         length = int.from_bytes(self._reader.peek(0, 8), "little")
         if length > LONGEST_HEADER:
-            raise _damaged()
+            raise self._reader.damaged()
         try:
             return read_header(self._reader.peek(8, length)), 8 + length
         except (msgspec.DecodeError, ValueError, RecursionError):
-            raise _damaged() from None
+            raise self._reader.damaged() from None
 
     def _place(self, entry: Entry | None, start: int) -> tuple[torch.dtype, int, int]:
         """A tensor's dtype, and its bytes' begin and end behind ``start``."""
@@ -63,7 +65,7 @@ class _Layers:
                 raise ValueError("it is missing")
             return dtype_of(entry, self._reader.size - start), *entry.data_offsets
         except (KeyError, ValueError):
-            raise _damaged() from None
+            raise self._reader.damaged() from None
 
     def __iter__(self) -> Iterator[Tensor]:
         self._pass(self._before)
@@ -77,7 +79,7 @@ class _Layers:
 
     def _pass(self, seen: memoryview) -> None:
         if self._reader.take(len(seen)) != seen:
-            raise _damaged()
+            raise self._reader.damaged()
 
 
 class StoredPool:
@@ -135,9 +137,9 @@ class StoredPool:
     def layers(self) -> Iterator[Tensor]:
         """[N, d] of each layer, from the first on; once. What came is to be believed when the last has come."""
         forgotten = [block.small.long() if block.small is not None else None for block in self._blocks]
-        born = self._own.born if self._base is None else self._base.small
-        if born is None:
-            raise _damaged()
+        born = self._own.born
+        if self._base is not None:
+            born = self._base.needed()
         of_all = all(rows is None or rows.shape[0] == 1 for rows in (born, *forgotten))
         base = self._own.hidden if self._base is None else self._base
         for layer, (hidden, *blocks) in enumerate(zip(base, *self._blocks, strict=True)):

@@ -29,6 +29,10 @@ _SAMPLE = 2**16
 _SAMPLES = 16
 
 
+# forms of a tokenizer that transformers reads, and makes a tokenizer.json of
+_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt")
+
+
 class CheckpointError(ValueError):
     """The checkpoint cannot be used; the message names the file or the keys."""
 
@@ -53,6 +57,20 @@ def resolve(model: str) -> Path:
         )
     except Exception as error:
         raise CheckpointError(f"{model} is no directory here and could not be downloaded: {error}") from error
+
+
+def check_tokenizer(directory: Path) -> None:
+    """Raises CheckpointError if the checkpoint has a tokenizer, but not as ``tokenizer.json``.
+
+    Others would have to be converted, with packages that a server has no other use for.
+    """
+    found = [name for name in _TOKENIZERS if (directory / name).is_file()]
+    if found and not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{directory} has {found[0]} but no tokenizer.json, which is what is read here. Where sentencepiece and "
+            "protobuf are installed transformers writes it: from transformers import AutoTokenizer; "
+            f"AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
+        )
 
 
 class TensorFiles:
@@ -114,10 +132,10 @@ class TensorFiles:
             )
 
     def digest(self, config: bytes) -> str:
-        """A fingerprint of config and weights: blake2b over every tensor's key, dtype, shape and bytes.
+        """A fingerprint of config and weights: blake2b over every tensor's key, dtype, shape and a sample of its bytes.
 
-        Of tensors above 1 MiB, 16 evenly spaced pieces of 64 KiB are taken, so that a 32 GB checkpoint is
-        told from another in a second.
+        The sample of a tensor up to 1 MiB is all of it; of larger ones 16 evenly spaced pieces of 64 KiB are taken, so
+        that a 32 GB checkpoint is told from another in a second. Numbers between the pieces may differ unnoticed.
         """
         digest = hashlib.blake2b(config, digest_size=16)
         for key in sorted(self._where):
@@ -227,6 +245,8 @@ def load_weights(
         bos = None
         if c.add_bos_embedding:
             bos = cast(files.take("bos_embedding", (c.num_layers, 1, c.hidden_size))[:, 0])
+        # The published code writes this flag, and counts a pool without it as not there, to be overwritten by the first
+        # update. Here a file that has a pool and no flag is taken to mean its pool.
         initialized = True
         if "initialized" in files:
             initialized = bool(files.take("initialized", ()).item())

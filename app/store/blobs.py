@@ -87,17 +87,17 @@ class Blobs:
         try:
             self._files.link(self._path(tenant, theirs), directory / ours.name)
         except FileNotFoundError as error:
-            raise quarantined("a blob is missing") from error
+            raise quarantined("a blob is missing", theirs.name) from error
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             try:
                 data = self.read(tenant, theirs)
             except FileNotFoundError as absent:
-                raise quarantined("a blob is missing") from absent
+                raise quarantined("a blob is missing", theirs.name) from absent
             self.write(directory, ours.name, data)
         if self._files.size(directory / ours.name) != ours.size:
-            raise quarantined("a blob is damaged")
+            raise quarantined("a blob is damaged", theirs.name)
 
     def _path(self, tenant: str, blob: BlobRef) -> Path:
         require_name(blob)
@@ -110,7 +110,7 @@ class Blobs:
         try:
             size = self._files.size(path)
             if size != blob.size:
-                raise quarantined("a blob is damaged")
+                raise quarantined("a blob is damaged", blob.name)
             # memory that is not cleared first, since all of it is written
             data = np.empty(size, np.uint8).data
             count = self._files.read_into(path, data, found.update)
@@ -119,7 +119,7 @@ class Blobs:
         except OSError as error:
             raise failure(error, "reading a blob") from error
         if count != blob.size or found.text() != blob.checksum:
-            raise quarantined("a blob is damaged")
+            raise quarantined("a blob is damaged", blob.name)
         return data
 
     def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None:

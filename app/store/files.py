@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from app.errors import StoreFailed, StoreFull
+from app.errors import FULL_SECONDS, StoreFailed, StoreFull
 
 # bytes read at a time: what stays in a processor's cache
 _PART = 1 << 18
@@ -203,7 +203,7 @@ class Disk:
 def failure(error: OSError, doing: str) -> StoreFull | StoreFailed:
     """The service's error for the system's: no room left, or anything else."""
     if error.errno in _FULL:
-        return StoreFull("no room is left in the store; nothing was changed", retry_after=30.0)
+        return StoreFull("no room is left in the store; nothing was changed", retry_after=FULL_SECONDS)
     return StoreFailed(f"the store failed while {doing}: {error.strerror or type(error).__name__}")
 
 

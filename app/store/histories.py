@@ -49,13 +49,13 @@ class Histories:
         try:
             return self._blobs.read(tenant, ref)
         except FileNotFoundError as error:
-            raise quarantined("a part of its archive is missing") from error
+            raise quarantined("a part of its archive is missing", ref.name) from error
 
     def _all_archived(self, manifest: Manifest) -> list[BlockRecord]:
         try:
             return archived(manifest, lambda ref: self._segment(manifest.tenant, ref))
         except Damaged as error:
-            raise quarantined("its archive is damaged") from error
+            raise quarantined("its archive is damaged", _names(manifest)) from error
 
     def _archived(self, manifest: Manifest) -> list[BlockRecord]:
         """The records still remembered of blocks before the snapshot, oldest first."""
@@ -73,7 +73,7 @@ class Histories:
         try:
             return extend(old, gone, self._limit, lambda ref: self._segment(old.tenant, ref))
         except Damaged as error:
-            raise quarantined("its archive is damaged") from error
+            raise quarantined("its archive is damaged", _names(old)) from error
 
     def beginning(self, tenant: str, records: Sequence[BlockRecord]) -> bytes | None:
         """The archive that a new memory begins with, of readable records; None if there is none to keep."""
@@ -87,3 +87,8 @@ class Histories:
     def archive_of_fork(self, source: Manifest, target: str) -> bytes | None:
         """``source``'s archive in one piece, sealed anew; None if it has none."""
         return self.beginning(target, self.readable(self._all_archived(source), source.tenant))
+
+
+def _names(manifest: Manifest) -> str:
+    """Of the archive's files; which of them it is that cannot be read is not told."""
+    return " ".join(ref.name for ref in manifest.archive)

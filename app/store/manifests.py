@@ -81,12 +81,14 @@ class Manifests:
                 data = self._files.read(directory / "manifest")
             except FileNotFoundError:
                 if self._files.exists(directory):
-                    raise quarantined("its manifest is missing") from None
+                    raise quarantined("its manifest is missing", f"{directory.name}/manifest") from None
                 return None
             try:
                 known = self._known(directory, data, tenant)
             except Damaged as error:
-                raise quarantined(f"its manifest is damaged ({error})") from error
+                raise quarantined(
+                    f"its manifest is damaged ({error})", f"{directory.name}/manifest"
+                ) from error
             # once per tenant and start, and again after a failure
             if tenant not in self._swept:
                 self._sync(directory, known)

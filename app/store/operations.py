@@ -99,7 +99,7 @@ class Operations(ABC):
             raise TenantNotFound("there is no such tenant") from error
         if blob not in lineages.blobs_of(manifest):
             raise VersionConflict("the memory has changed meanwhile", retry_after=0.1) from error
-        raise quarantined("a blob is missing") from error
+        raise quarantined("a blob is missing", blob.name) from error
 
     def history(self, tenant: str) -> list[BlockRecord]:
         with self._locks.holding(tenant):

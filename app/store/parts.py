@@ -14,9 +14,9 @@ from app.store.files import Source
 from app.store.lineages import Copy
 
 
-def quarantined(reason: str) -> TenantQuarantined:
-    """The error for a tenant of whom something that was stored is damaged."""
-    return TenantQuarantined(f"this tenant is in quarantine: {reason}")
+def quarantined(reason: str, file: str | None = None) -> TenantQuarantined:
+    """The error for a tenant of whom something that was stored, under the name ``file``, is damaged."""
+    return TenantQuarantined(f"this tenant is in quarantine: {reason}", file=file)
 
 
 BLOB_NAME = re.compile(r"(\d{10,})-[0-9a-f]{16}\.(?:block|snapshot|archive)")

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from app.errors import TenantQuarantined
 from app.store.base import BlobRef
 from app.store.files import Source, failure
 from app.store.parts import quarantined
@@ -42,6 +43,10 @@ class BlobReader:
     def close(self) -> None:
         self._source.close()
 
+    def damaged(self) -> TenantQuarantined:
+        """What to raise if the blob is not what was written."""
+        return quarantined("a blob is damaged", self._blob.name)
+
     def peek(self, offset: int, size: int) -> memoryview:
         """``size`` bytes at ``offset``, wherever ``take`` is. Nobody has checked them: see that they come again."""
         return self._filled(offset, size, lambda _: None)
@@ -61,7 +66,7 @@ class BlobReader:
         while self._at < self.size:
             count = self._filled_part(buffer[: self.size - self._at], self._at)
             if not count:
-                raise quarantined("a blob is damaged")
+                raise self.damaged()
             self._sum.update(buffer[:count])
             into(buffer[:count])
             self._at += count
@@ -75,18 +80,18 @@ class BlobReader:
             whole.update(part)
             at += len(part)
         if whole.text() != self._blob.checksum:
-            raise quarantined("a blob is damaged")
+            raise self.damaged()
 
     def finish(self) -> None:
         """Raises TenantQuarantined unless all of the blob was taken and is what was written."""
         if self._at != self.size or self._filled_part(memoryview(bytearray(1)), self.size):
-            raise quarantined("a blob is damaged")
+            raise self.damaged()
         if self._sum.text() != self._blob.checksum:
-            raise quarantined("a blob is damaged")
+            raise self.damaged()
 
     def _filled(self, offset: int, size: int, seen: Callable[[memoryview], object]) -> memoryview:
         if offset < 0 or not 0 <= size <= self.size - offset:
-            raise quarantined("a blob is damaged")
+            raise self.damaged()
         # memory that is not cleared first, since all of it is written
         data = np.empty(size, np.uint8).data
         done = 0
@@ -94,7 +99,7 @@ class BlobReader:
             part = data[done : done + _PART]
             count = self._filled_part(part, offset + done)
             if not count:
-                raise quarantined("a blob is damaged")
+                raise self.damaged()
             seen(part[:count])
             done += count
         return data

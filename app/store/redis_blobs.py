@@ -101,7 +101,7 @@ class RedisBlobs:
             source, goal = self._chunk(tenant, theirs.name, number), self._chunk(target, ours.name, number)
             if not self._share_chunk(source, goal, self._keys.of(target, "blobs"), ours):
                 self.discard(target, [ours.name])
-                raise quarantined("a blob is missing")
+                raise quarantined("a blob is missing", theirs.name)
 
     def _share_chunk(self, source: str, goal: str, noted: str, ours: BlobRef) -> bool:
         """Whether there was one to copy."""
@@ -126,7 +126,7 @@ class RedisBlobs:
             pieces.append(piece)
         data = bytearray().join(pieces)
         if len(data) != blob.size or blob_checksum(memoryview(data), blob.checksum) != blob.checksum:
-            raise quarantined("a blob is damaged")
+            raise quarantined("a blob is damaged", blob.name)
         return memoryview(data)
 
     def expect(self, tenant: str, blobs: Sequence[BlobRef]) -> None:

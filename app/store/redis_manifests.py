@@ -6,6 +6,7 @@ import threading
 
 from app.errors import StoreFailed, TenantExists, VersionConflict
 from app.store.base import BlobRef, Manifest
+from app.store.home import tenant_id
 from app.store.lineages import dropped
 from app.store.parts import quarantined
 from app.store.records import Damaged, seal, unseal_manifest
@@ -52,7 +53,7 @@ class RedisManifests:
             return None
         if found.manifest is None:
             if found.listed:
-                raise quarantined("its manifest is missing")
+                raise quarantined("its manifest is missing", f"{tenant_id(tenant)}/manifest")
             return None
         manifest = self._opened(found.manifest, tenant)
         # what another server began and did not end is this one's to remove
@@ -80,7 +81,7 @@ class RedisManifests:
         if isinstance(data, bytes):
             return self._opened(data, tenant)
         if listed is not None and not erasing:
-            raise quarantined("its manifest is missing")
+            raise quarantined("its manifest is missing", f"{tenant_id(tenant)}/manifest")
         return None
 
     @staticmethod
@@ -88,7 +89,9 @@ class RedisManifests:
         try:
             return unseal_manifest(data, tenant)
         except Damaged as error:
-            raise quarantined(f"its manifest is damaged ({error})") from error
+            raise quarantined(
+                f"its manifest is damaged ({error})", f"{tenant_id(tenant)}/manifest"
+            ) from error
 
     # ------------------------------------------------------------ writing
 

@@ -14,7 +14,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.errors import StoreFailed, StoreFull
+from app.errors import FULL_SECONDS, StoreFailed, StoreFull
 
 _T = TypeVar("_T")
 _LEAST_VERSION = (6, 2)
@@ -85,7 +85,7 @@ def translated(doing: str) -> Iterator[None]:
 
 
 def _full() -> StoreFull:
-    return StoreFull("no room is left in the store; nothing was changed", retry_after=30.0)
+    return StoreFull("no room is left in the store; nothing was changed", retry_after=FULL_SECONDS)
 
 
 class Server:

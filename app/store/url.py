@@ -15,7 +15,8 @@ def open_store(
 ) -> Store:
     """Opens the store. Raises ValueError for a URL or key it cannot use, StoreFailed if it cannot be opened.
 
-    ``text_key`` is 32 bytes and encrypts kept texts; ``history_limit`` bounds the records kept of a tenant.
+    ``text_key`` is 32 bytes and encrypts kept texts. ``history_limit`` bounds the records kept of a tenant, one a
+    context: so far back reach its history, its idempotency keys and the texts that a rebuild needs.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:

@@ -15,7 +15,7 @@ from app.memory.lanes import lanes_of
 from app.memory.residency import Residency, Submit
 from app.messages import ModelInfo
 from app.model.backbone import Backbone
-from app.model.checkpoint import load_weights, resolve
+from app.model.checkpoint import check_tokenizer, load_weights, resolve
 from app.model.config import ModelConfig, read_config, read_generation_defaults
 from app.model.operations import Sizes
 from app.model.torch_operations import TorchOperations
@@ -97,6 +97,7 @@ def build(
     directory = directory or resolve(settings.model)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
+    check_tokenizer(directory)
     config = read_config(directory)
     defaults = read_generation_defaults(directory)
     torch.set_num_threads(pick_threads(settings.threads, config))

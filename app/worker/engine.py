@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import takewhile
 
+import structlog
+
 from app import logs
 from app.errors import (
     SHUT_DOWN,
@@ -54,6 +56,8 @@ from app.worker.tenants import Tenants
 from app.worker.transfers import TransferRequest, Transfers
 from app.worker.updates import UpdateRun
 from app.worker.writes import Writes
+
+log = structlog.get_logger("worker")
 
 
 def _by(name: str, numbers: dict[str, int]) -> dict[str, float]:
@@ -240,6 +244,8 @@ class Engine:
         self.outbox.append(answer)
 
     def fail(self, request_id: str, error: ServiceError) -> None:
+        if error.serious:
+            log.warning("request failed", job=request_id, **logs.of_error(error))
         self.numbers.count(f"requests_failed_total:{error.code}")
         self.emit(Failed(request_id, error.code, error.message, error.param, error.retry_after))
 
@@ -442,6 +448,7 @@ class Engine:
                 "store_commits_total": float(self.updates.commits),
                 "store_committed_bytes_total": float(self.updates.committed_bytes),
                 "store_compactions_total": float(self.updates.compactions),
+                **_by("store_compactions_failed_total", self.updates.failed_compactions),
             },
             observations=observations,
         )

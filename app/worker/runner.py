@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.memory.arena import Arena
+from app.memory.arena import Arena, Memory, Misplaced, View
 from app.model.backbone import Backbone
 from app.model.batch import Batch, ContextCache, Reading, SelfUpdate, UpdateSpan
 from app.worker.graphs import Capture, StepGraphs
@@ -26,11 +26,16 @@ class ReadChunk:
 
 @dataclass(frozen=True)
 class UpdateChunk:
-    """``tokens`` of a self-update's context, from ``start``."""
+    """``tokens`` of a self-update's context, from ``start``.
+
+    ``memory`` is the one whose tail it reads, at ``version``; None where the tail is nobody's in the arena.
+    """
 
     update: SelfUpdate
     start: int
     tokens: list[int]
+    memory: Memory | None = None
+    version: int = 0
 
     @property
     def rows(self) -> int:
@@ -73,12 +78,17 @@ class Runner:
             self._graphs = StepGraphs(backbone, arena.pools, self.cache, cache_rows, max_running, capture)
 
     def step(self, decode: list[Sequence], reads: list[ReadChunk], updates: list[UpdateChunk]) -> Stepped:
-        """Issues one step to the device: on a GPU nothing here waits for it. Updates advance in place."""
+        """Issues one step to the device: on a GPU nothing here waits for it. Updates advance in place.
+
+        Raises Misplaced, having done nothing, if what one of them reads is another's: no answer is better than one
+        from another tenant's memory. It ends the worker, whose slots can no longer be trusted.
+        """
         # neighbours in the arena become neighbours in the batch
         decode = sorted(decode, key=lambda s: (s.view.hot is None, s.view.hot or 0))
         for sequence in [*decode, *(c.sequence for c in reads)]:
-            assert sequence.view.readers > 0
-            assert sequence.view is sequence.memory.view or sequence.view in sequence.memory.older
+            self._check_read(sequence.memory, sequence.view)
+        for update in updates:
+            self._check_update(update)
         replayed = None if updates or self._graphs is None else self._replayed(decode, reads, self._graphs)
         if replayed is not None:
             return replayed
@@ -89,6 +99,18 @@ class Runner:
         for chunk in reads:
             chunk.sequence.computed += chunk.count
         return Stepped(wanted, logits[: len(wanted)], scored, logits[len(wanted) :])
+
+    def _check_read(self, memory: Memory, view: View) -> None:
+        if not view.readers or not (view is memory.view or view in memory.older):
+            raise Misplaced("a version is read that nobody holds")
+        self.arena.check(memory, view)
+
+    def _check_update(self, chunk: UpdateChunk) -> None:
+        if chunk.memory is None:
+            return
+        self.arena.check(chunk.memory)
+        if chunk.version != chunk.memory.version:
+            raise Misplaced("an update goes on from a version that is not its memory's newest")
 
     def wait(self) -> None:
         """Until the device has done all steps that it was given; what loads beside them goes on."""

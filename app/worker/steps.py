@@ -68,7 +68,9 @@ class Steps:
                 run = self._run_of(chunk.job)
                 assert run.current is not None
                 tokens = run.context.tokens[chunk.start : chunk.start + chunk.count]
-                issued.updates.append(UpdateChunk(run.current, chunk.start, tokens))
+                # a rebuild goes on from blocks of its own
+                memory = run.memory if isinstance(run, UpdateRun) else None
+                issued.updates.append(UpdateChunk(run.current, chunk.start, tokens, memory, run.version))
                 issued.runs.append(run)
                 self._numbers.count("update_tokens_total", chunk.count)
         issued.stepped = self.runner.step(decode, issued.reads, issued.updates)

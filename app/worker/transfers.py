@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BufferedWriter
 from typing import TYPE_CHECKING
 
-from app.errors import InvalidMemoryFile, ServiceError, StoreFull, TenantExists, VersionConflict
+from app.errors import FULL_SECONDS, InvalidMemoryFile, ServiceError, StoreFull, TenantExists, VersionConflict
 from app.memory.codec import Pool, encode_snapshot
 from app.memory.file import About, read_memory, write_memory
 from app.memory.residency import Residency
@@ -57,7 +57,8 @@ class Transfers:
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     raise StoreFull(
-                        "there is no room for the file in the server's spool directory"
+                        "there is no room for the file in the server's spool directory",
+                        retry_after=FULL_SECONDS,
                     ) from error
                 raise
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
 import torch
 
+from app import logs
 from app.errors import ContextTooShort, IdempotencyConflict, ServiceError, StoreFailed, VersionConflict
 from app.memory.arena import Memory
 from app.memory.codec import Block, encode_block
@@ -24,20 +27,23 @@ from app.store.base import BlockRecord, Idempotency, Manifest
 from app.worker import quotas
 from app.worker.jobs import Job, Phase
 
+log = structlog.get_logger("worker")
+
 Background = Callable[[str, Callable[[], object], Callable[[object, ServiceError | None], None]], None]
 """Runs the first function off the loop's thread for a tenant, then hands result and error to the second in the loop."""
 
 
 @dataclass(eq=False)
 class UpdateRun:
-    """``index`` of the context that is being written; ``versions`` of those that are durable and published; ``read``:
-    whether the memory had a copy for readers when one of its blocks was published."""
+    """``index`` of the context that is being written, onto the memory's ``version``; ``versions`` of those that are
+    durable and published; ``read``: whether the memory had a copy for readers when one of its blocks was published."""
 
     job: Job
     message: Update
     memory: Memory
     digest: str
     index: int = 0
+    version: int = 0
     current: SelfUpdate | None = None
     block: Block | None = None
     committing: bool = False
@@ -99,6 +105,7 @@ class Updates:
         self.commits = 0
         self.committed_bytes = 0
         self.compactions = 0
+        self.failed_compactions: Counter[str] = Counter()
 
     # ------------------------------------------------------------ beginning
 
@@ -156,12 +163,13 @@ class Updates:
                 run,
                 ContextTooShort(
                     f"the first update of an empty memory takes at least {config.num_tokens} tokens, "
-                    f"this one has {tokens}",
+                    f'this one has {tokens}; send more, or "short": "fill" to have it repeated',
                     param="text",
                 ),
             )
             return
         run.current = self.residency.backbone.begin_update(run.memory.tail, tokens)
+        run.version = run.memory.version
         run.job.length, run.job.done, run.job.working = tokens, 0, False
         run.job.tail = run.current.tail_length
         run.job.atomic = tokens < config.num_tokens
@@ -247,6 +255,8 @@ class Updates:
         self._unpublished = [run for run in self._unpublished if run not in ready]
         began = time.monotonic()
         for run in ready:
+            # the block would be written into what another tenant reads
+            arena.check(run.memory)
             run.read = run.read or run.memory.view.hot is not None
         blocks = []
         for run in ready:
@@ -285,7 +295,12 @@ class Updates:
 
         def done(_: object, error: ServiceError | None) -> None:
             self._compacting.discard(tenant)
-            # a failed compaction loses nothing: the next commit tries again
-            self.compactions += error is None
+            if error is None:
+                self.compactions += 1
+                return
+            # it loses nothing, and the next commit tries again; but the memory takes more and more room meanwhile
+            self.failed_compactions[error.code] += 1
+            write = log.warning if error.serious else log.info
+            write("compaction failed", version=manifest.version, **logs.of_error(error))
 
         self._background(tenant, lambda: self.residency.compact(manifest), done)

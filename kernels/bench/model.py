@@ -110,6 +110,7 @@ class Bench:
             rank = torch.randperm(config.pool_slots, generator=generator, dtype=torch.int32)
             rank = torch.where(rank >= config.pool_size, -1, rank).expand(config.num_layers, -1).contiguous()
             memory = Memory(f"t{tenant}", 0, slot, 1, tail, born, View(1, rank))
+            arena.settle(memory)
             hot = arena.take_hot()
             assert hot is not None
             arena.build_hot(slot, rank, hot)

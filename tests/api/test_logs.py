@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from app import logs
+from app.api.middleware import tenant_mark
 from app.api.tokens import Tokenizer
-from app.messages import Generate
+from app.messages import Failed, Generate
 from app.settings import Settings
 from tests.api.conftest import Service
 from tests.api.test_bad_input import SECRET, check_error
@@ -86,6 +87,58 @@ async def test_what_breaks_is_told_without_what_it_broke_on(
     assert "in encode" in broken["exception"]
     assert broken["request_id"] == line["request_id"] == response.headers["x-request-id"]
     assert response.json()["request_id"] == broken["request_id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "serious"),
+    [
+        ("/update", {"tenant": "full", "text": TEXT}, 507, "store_full", True),
+        ("/update", {"tenant": "full-later", "text": TEXT * 2, "stream": True}, 200, "store_full", True),
+        ("/generate", {**BODY, "tenant": "overloaded"}, 503, "server_overloaded", False),
+        ("/generate", {**BODY, "tenant": "busy"}, 429, "tenant_queue_full", False),
+        ("/generate", {**BODY, "max_tokens": SECRET}, 422, "invalid_request", False),
+        (f"/{SECRET}", {}, 404, "not_found", False),
+        ("/ready", {}, 405, "method_not_allowed", False),
+    ],
+)
+async def test_what_ends_in_an_error_is_told_and_counted_by_its_code(
+    service: Service,
+    capsys: pytest.CaptureFixture[str],
+    path: str,
+    body: dict[str, Any],
+    status: int,
+    code: str,
+    serious: bool,
+) -> None:
+    talkative()
+    before = service.client.metrics.render().decode()
+    response = await service.post(path, body)
+    assert response.status_code == status
+    *_, line = read(capsys)
+    assert (line["event"], line["status"], line["code"]) == ("request", status, code)
+    assert (line["level"] == "warning") is serious
+    # what the client is to mend is told to the client alone
+    assert ("reason" in line) is (serious or status == 503)
+    if path == "/update":
+        assert line["tenant"] == tenant_mark(body["tenant"])
+        assert line["reason"] == "the disk is full"
+    for count, metrics in ((0, before), (1, service.client.metrics.render().decode())):
+        assert f'memoryllm_http_errors_total{{code="{code}"}} {count}.0' in metrics
+        assert 'memoryllm_http_errors_total{code="internal_error"} 0.0' in metrics
+
+
+async def test_a_quarantine_is_told_though_it_is_no_server_error(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talkative()
+    asked = asyncio.create_task(service.post("/generate", {**BODY, "tenant": "hold"}))
+    sent = await service.until_seen(Generate)
+    assert isinstance(sent, Generate)
+    service.answer(Failed(sent.id, "tenant_quarantined", "this tenant is in quarantine: a blob is damaged"))
+    check_error(await asked, 409, "tenant_quarantined")
+    (line,) = read(capsys)
+    assert (line["level"], line["job"], line["code"]) == ("warning", sent.id, "tenant_quarantined")
+    assert line["reason"] == "this tenant is in quarantine: a blob is damaged"
 
 
 async def test_what_was_in_a_worker_that_ended_is_named_by_its_ids(

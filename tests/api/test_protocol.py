@@ -15,6 +15,7 @@ import uvicorn
 import app.api.protocol
 from app.api.protocol import HEADERS_SECONDS, MOST_BYTES, REST_SECONDS, Protocol
 from app.api.server import listen
+from app.errors import ServiceError
 from tests.api.conftest import Service, until
 
 pytestmark = pytest.mark.anyio
@@ -75,6 +76,11 @@ class Counting(Protocol):
     """Knows how much has come on each connection, by the client's address."""
 
     taken: ClassVar[Counter[Any]] = Counter()
+    told: ClassVar[dict[str, str]] = {}
+
+    @staticmethod
+    def refused(error: ServiceError, request_id: str) -> None:
+        Counting.told[request_id] = error.code
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -117,6 +123,7 @@ class Client:
         assert headers["content-type"] == "application/json"
         assert headers["x-request-id"] == error["request_id"]
         assert set(error["error"]) == {"message", "type", "code", "param"}
+        assert Counting.told.pop(error["request_id"]) == code
         await self.check_closed()
 
     async def check_closed(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.api.spool import Spool
-from app.errors import ServerBusy, StoreFull, TenantBusy, TenantErased
+from app.errors import FULL_SECONDS, ServerBusy, StoreFull, TenantBusy, TenantErased
 
 
 def test_there_are_only_so_many_transfers_at_once(tmp_path: Path) -> None:
@@ -108,6 +108,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     with spool.file("ada") as file:
         file._file.close()
         file._file = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
-        with pytest.raises(StoreFull):
+        with pytest.raises(StoreFull) as full:
             file.write(b"memory")
+        assert full.value.retry_after == FULL_SECONDS
     spool.close()

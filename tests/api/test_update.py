@@ -46,7 +46,7 @@ async def test_answer(service: Service, tokenizer: Tokenizer) -> None:
         "blocks": len(sent.contexts),
         "tokens": sum(len(context.tokens) for context in sent.contexts),
         "surviving_share": 0.75,
-        "timings": {"queue": 0.0, "load": 0.0, "first_token": 0.0, "total": 0.01},
+        "timings": {"queue": 0.0, "load": 0.0, "total": 0.01},
         "replayed": False,
         "short": "none",
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from app.cli.errors import FAILED, REFUSED, UNAVAILABLE, USAGE
 from tests.cli.conftest import Fake, Reply, Run
 
 COMMANDS = [
@@ -110,8 +112,11 @@ def test_a_stream_that_breaks_off_is_no_answer(fake: Fake, run: Run) -> None:
 def test_a_server_that_is_not_there(run: Run) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        ran = run("tenants", "list", url=f"http://127.0.0.1:{unused.getsockname()[1]}")
-    assert ran.code == 4
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        ran = run("tenants", "list", url=url)
+        told = run("tenants", "list", "--json", url=url)
+    assert ran.code == told.code == 4
+    assert json.loads(told.err)["error"]["code"] == "unavailable"
     assert "memoryllm serve" in ran.err
 
 
@@ -122,7 +127,14 @@ def test_an_address_that_is_none(run: Run, url: str) -> None:
     ran = run("generate", "x", "--url", url)
     assert ran.code == 2
     assert "no address" in ran.err
-    assert json.loads(run("generate", "x", "--json", "--url", url).err)["error"]["type"] == "client_error"
+    error = json.loads(run("generate", "x", "--json", "--url", url).err)["error"]
+    assert (error["type"], error["code"]) == ("client_error", "usage")
+
+
+def test_the_help_names_every_exit_code(run: Run) -> None:
+    told = re.sub(r"[\s│]+", " ", run("--help").out)
+    for code in (0, 1, USAGE, REFUSED, UNAVAILABLE, FAILED, 130):
+        assert re.search(rf"[ ,]{code} [a-z]", told.split("Exit codes:")[1]), code
 
 
 def test_usage_errors(run: Run, fake: Fake) -> None:

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 
+from app.cli import main
 from app.cli.serve import read_settings
 from app.settings import Settings
 from tests.cli.conftest import Run
@@ -95,6 +96,31 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, monkeypatch: pytest.M
         assert f"--{name.replace('_', '-')} " in text, name
         assert f"(MEMORYLLM_{name.upper()})" in text, name
     assert "default 8000" in text
+
+
+def test_elsewhere_than_on_linux_it_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.cli.serve._CAN_SERVE", False)
+    monkeypatch.setitem(sys.modules, "app.api.server", None)
+    ran = run("serve")
+    assert (ran.code, ran.out) == (1, "")
+    assert "Linux only" in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("platform", "words", "begins"), [
+    ("linux", ["serve"], True), ("darwin", ["serve"], False), ("linux", ["serve", "--help"], False),
+])  # fmt: skip
+def test_a_worker_is_begun_ahead_only_where_it_can_serve(
+    monkeypatch: pytest.MonkeyPatch, platform: str, words: list[str], begins: bool
+) -> None:
+    begun: list[bool] = []
+    monkeypatch.setattr(sys, "argv", ["memoryllm", *words])
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr("app.headstart.begin", lambda: begun.append(True))
+    monkeypatch.setattr("app.cli.commands.run", lambda arguments: sys.exit(0))
+    with pytest.raises(SystemExit):
+        main()
+    assert bool(begun) is begins
 
 
 def test_the_servers_exit_code_is_the_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ class Exported:
         harness.score("b", text, text[:4])
         harness.begin_generate("a", [])
         harness.run()
+        harness.engine.updates.failed_compactions["store_failed"] += 1
         metrics = Metrics()
         metrics.worker_stats(harness.engine.stats())
         metrics.requests.labels("/x", "GET", "200").inc()
@@ -217,3 +218,9 @@ def test_prometheus_asks_the_server_where_it_answers() -> None:
     answer = asyncio.run(get(job["metrics_path"]))
     assert answer.status_code == 200
     assert "memoryllm_http_requests" in answer.text
+
+
+def test_every_metric_of_the_server_is_in_the_documentation(exported: Exported) -> None:
+    told = (ROOT / "docs/operations.md").read_text()
+    named = set(re.findall(r"`(?:memoryllm_)?(\w+?)(?:_total)?`", told))
+    assert {name.removeprefix("memoryllm_") for name in exported.families} - named == set()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.model import checkpoint
-from app.model.checkpoint import CheckpointError, load_weights, resolve
+from app.model.checkpoint import CheckpointError, check_tokenizer, load_weights, resolve
 from app.model.config import UnsupportedModel, parse_config, read_config, read_generation_defaults
 from tests.harness import CHECKPOINTS, load_backbone
 
@@ -46,6 +46,22 @@ def test_a_missing_key_fails_by_name(plain: Path, key: str) -> None:
     rewrite(plain, **{key.replace(".", "__"): None})
     with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
         load(plain)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "vocab.txt"])
+def test_a_tokenizer_in_another_form_is_refused_by_what_is_missing(plain: Path, name: str) -> None:
+    check_tokenizer(plain)
+    (plain / name).touch()
+    with pytest.raises(CheckpointError, match=rf"{name} but no tokenizer\.json.*save_pretrained"):
+        check_tokenizer(plain)
+    (plain / "tokenizer.json").touch()
+    check_tokenizer(plain)
+
+
+def test_a_pool_without_the_flag_counts_as_there(plain: Path) -> None:
+    rewrite(plain, initialized=None)
+    weights, _ = load_weights(plain, read_config(plain), dtype=torch.float32)
+    assert weights.initialized
 
 
 def test_an_unused_key_fails_by_name(plain: Path) -> None:

@@ -23,10 +23,12 @@ def test_a_prompt_reads_the_same_whatever_is_beside_it() -> None:
         slot, hot = arena.take_slot(), arena.take_hot()
         assert slot is not None
         assert hot is not None
-        view = View(0, arena.project(slot, hidden, lambda layer: layer), hot, readers=1)
+        view = View(0, arena.project(slot, hidden, lambda layer: layer), readers=1)
         arena.build_hot(slot, view.rank, hot)
         born = torch.zeros(config.num_layers, config.pool_size, dtype=torch.int32)
         memory = Memory(f"t{number}", 0, slot, 0, hidden[:, -config.num_tokens :], born, view)
+        arena.settle(memory)
+        arena.settle_hot(memory, view, hot)
         tokens = torch.randint(config.vocab_size, (length + 2,), generator=generator).tolist()
         pages, table = rows.take(length + 2)
         sequences.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 
 from app.memory.arena import Arena
 from app.model.backbone import Backbone
+from app.model.checkpoint import CheckpointError
 from app.model.pools import PoolForm
 from app.model.torch_operations import TorchOperations
 from app.settings import Settings
@@ -29,8 +31,9 @@ from app.worker.budget import (
     update_bytes,
     updates_at_once,
 )
-from app.worker.build import pick_device, pick_dtype, pick_threads, served_name
-from tests.harness import load_backbone
+from app.worker.build import build, pick_device, pick_dtype, pick_threads, served_name
+from tests.fakes import MemoryStore
+from tests.harness import CHECKPOINTS, load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,19 @@ def plain() -> Backbone:
 
 def used(backbone: Backbone, slots: int, hot: int) -> int:
     return slots * Arena.bytes_per_pool(backbone) + hot * Arena.bytes_per_copy(backbone)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused_before_the_weights_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_weights(*_: object, **__: object) -> None:
+        pytest.fail("the weights were read")
+
+    monkeypatch.setattr("app.worker.build.load_weights", load_weights)
+    shutil.copy(CHECKPOINTS / "plain" / "config.json", tmp_path)
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        build(Settings(model=str(tmp_path)), MemoryStore(), lambda work, done: None)
 
 
 @pytest.mark.parametrize("pools", [1.7, 2, 5.5, 11, 40, 1000])

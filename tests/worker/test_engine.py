@@ -451,7 +451,9 @@ def test_the_first_block_of_an_empty_memory_needs_k_tokens() -> None:
     harness = Harness(load_backbone("uninitialized")[0])
     request_id = harness.begin_update("ada", text(7))
     harness.run()
-    assert harness.failure(request_id).code == "context_too_short"
+    failure = harness.failure(request_id)
+    assert failure.code == "context_too_short"
+    assert '"short": "fill"' in failure.message
     assert harness.update("ada", text(8)).memory_version == 1
 
 

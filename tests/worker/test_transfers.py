@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from app.errors import FULL_SECONDS
 from app.memory.codec import Pool, decode_block, encode_snapshot
 from app.memory.file import MOST_HEADER, most_bytes
 from app.memory.replay import replay
@@ -558,3 +559,4 @@ def test_a_full_disk_is_told_as_such(
     monkeypatch.setattr("app.worker.transfers.write_memory", full)
     failed = reply(harness, ExportTenant, "ada", str(spooled))
     assert (failed.code, "spool" in failed.message) == ("store_full", True)
+    assert failed.retry_after == FULL_SECONDS

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Request, Response
 from pydantic import BeforeValidator
 from pydantic_core import to_json
 
@@ -96,6 +96,8 @@ async def models(services: Use) -> ModelsAnswer:
 # a hub id has a slash
 @router.get("/models/{model:path}", summary="The one model that is served, by its name")
 async def model(model: str, services: Use) -> ModelAnswer:
+    if not model:
+        raise HTTPException(404)
     served = services.workers.clients[0].require()
     _check_model(model, served)
     return _described(served)
