@@ -101,7 +101,7 @@ class Runner:
             [self._reading(s, slice(row, row + 1), s.computed + 1) for row, s in enumerate(decode)],
             [s.tokens[s.computed] for s in decode],
             [s.first_position + s.computed for s in decode],
-            [int(s.table[s.bos + s.computed]) for s in decode],
+            [s.rows[s.bos + s.computed] for s in decode],
         )
         if logits is not None:
             for sequence in decode:
@@ -113,7 +113,7 @@ class Runner:
     ) -> tuple[Batch, list[Sequence], list[tuple[Sequence, Tensor]]]:
         tokens: list[int] = [s.tokens[s.computed] for s in decode]
         positions = [torch.tensor([s.first_position + s.computed for s in decode], dtype=torch.int64)]
-        write = [torch.tensor([int(s.table[s.bos + s.computed]) for s in decode], dtype=torch.int64)]
+        write = [torch.tensor([s.rows[s.bos + s.computed] for s in decode], dtype=torch.int64)]
         wanted = list(decode)
         logit_rows = list(range(len(decode)))
         scored: list[tuple[Sequence, Tensor]] = []
