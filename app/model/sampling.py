@@ -187,7 +187,7 @@ def _likely_drawn(logits: Tensor, samplers: list[Sampler], uniform: list[float])
     low = torch.searchsorted(cumulative, of.uniform * least * (1 - _SUM_ERROR), right=True)
     high = torch.searchsorted(cumulative, of.uniform * most * (1 + _SUM_ERROR), right=True)
     # those as likely as the last candidate have others beside them that are none
-    certain = torch.minimum(surely, (values > values[:, -1:]).sum(dim=-1, keepdim=True))
+    certain = (values > values[:, -1:]).sum(dim=-1, keepdim=True)
     settled = (low == high) & (high < certain) & (by_k | (top_k >= vocab))
     return torch.where(settled, ids.gather(1, high.clamp(max=count - 1)), -1)[:, 0]
 
