@@ -153,6 +153,11 @@ class KernelOperations:
             ranks < 0, -torch.inf
         )
 
+    def prepare_slots(self, slots: Tensor, pool_slots: int) -> Tensor:
+        """See Operations. Raises BadKernelInput: a wrong slot may be another tenant's."""
+        rows = spare_slots(slots.reshape(-1, slots.shape[-1]), pool_slots, self._device)
+        return rows.view(slots.shape)
+
     def write(
         self,
         hidden: Tensor,
@@ -163,9 +168,8 @@ class KernelOperations:
         key: Tensor,
         value: Tensor,
     ) -> None:
-        at = spare_slots(slots[None], key.shape[1], self._device)[0]
         eps = self._config.rms_norm_eps
-        write_block(hidden.contiguous(), norm, eps, weight, bias, at, key, value)
+        write_block(hidden.contiguous(), norm, eps, weight, bias, slots, key, value)
 
     def write_blocks(
         self,
