@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.memory.sample import sampled_blocks
 from app.model.backbone import Backbone
-from app.model.forgetting import renumber
+from app.model.forgetting import Change, change
 from app.model.pools import Pools
 from kernels.quantise import key_scale
 
@@ -305,16 +305,21 @@ class Arena:
 
         ``forgotten`` int64 [L or 1, K], or None for the block that fills a memory for the first time.
         """
-        self.publish_all([(memory, hidden, forgotten)])
+        made = None
+        if forgotten is not None:
+            made = change(memory.view.rank, memory.born, forgotten, memory.version + 1)
+        self.publish_all([(memory, hidden, made)])
 
-    def publish_all(self, blocks: list[tuple[Memory, Tensor, Tensor | None]]) -> None:
-        """As ``publish``, of several memories, each named once: what is alike of theirs is done to all at once."""
+    def publish_all(self, blocks: list[tuple[Memory, Tensor, Change | None]]) -> None:
+        """As ``publish``, of several memories, each named once, with what becomes of their ranks worked out: what is
+        alike of theirs is done to all at once."""
         grown = []
-        for memory, hidden, forgotten in blocks:
-            if forgotten is None:
+        for memory, hidden, made in blocks:
+            if made is None:
                 self._fill_first(memory, hidden)
             else:
-                grown.append((memory, hidden, forgotten))
+                assert made.version == memory.version + 1
+                grown.append((memory, hidden, made))
         if grown:
             self._publish_grown(*zip(*grown, strict=True))
 
@@ -324,19 +329,12 @@ class Arena:
         self._renew(memory, hidden, self.first_rank(), torch.full_like(memory.born, memory.version + 1))
 
     def _publish_grown(
-        self, memories: tuple[Memory, ...], hidden: tuple[Tensor, ...], forgotten: tuple[Tensor, ...]
+        self, memories: tuple[Memory, ...], hidden: tuple[Tensor, ...], changes: tuple[Change, ...]
     ) -> None:
-        count, layers = len(memories), self.backbone.config.num_layers
-        rows = torch.cat([each.expand(layers, -1) for each in forgotten])
-        ranks, slots = renumber(torch.cat([memory.view.rank for memory in memories]), rows)
-        self._write([memory.slot for memory in memories], hidden, slots.view(count, layers, -1))
-        old = torch.cat([memory.born for memory in memories])
-        kept = old[torch.ones(old.shape, dtype=torch.bool).scatter_(1, torch.cat(forgotten), False)]
-        born = kept.view(count, -1, old.shape[1] - rows.shape[1])
-        for place, (memory, rank) in enumerate(zip(memories, ranks.chunk(count), strict=True)):
-            fresh = torch.full((born.shape[1], rows.shape[1]), memory.version + 1, dtype=born.dtype)
-            # each in memory of its own: one that stays would keep all of its batch
-            self._renew(memory, hidden[place], rank.clone(), torch.cat([born[place], fresh], dim=1))
+        slots = torch.stack([made.slots for made in changes])
+        self._write([memory.slot for memory in memories], hidden, slots)
+        for memory, block, made in zip(memories, hidden, changes, strict=True):
+            self._renew(memory, block, made.rank, made.born)
 
     def _renew(self, memory: Memory, hidden: Tensor, rank: Tensor, born: Tensor) -> None:
         old = memory.view

@@ -87,8 +87,10 @@ class Backbone:
 
         ``bring`` takes a layer of hidden memory to the device, in the weights' dtype.
         """
+        # of all layers at once: a check and a copy for each would take the host longer than the launches do
+        at = self.operations.prepare_slots(slots, key.shape[2])
         for index in range(self.config.num_layers):
-            self._write_layer(index, hidden[index], slots[index], key[index], value[index], bring)
+            self._write_layer(index, hidden[index], at[index], key[index], value[index], bring)
 
     def _write_layer(
         self,
@@ -116,6 +118,7 @@ class Backbone:
         """As ``write_memory`` of one block [L, K, d] for each of ``pools``: ``slots`` int64 [B, L, K] (on the host),
         ``key`` (un-rotated) and ``value`` [L, P, H_kv, S, d_head]."""
         first_key_row = self.config.num_heads * self.config.head_dim
+        at = self.operations.prepare_slots(slots, key.shape[3])
         blocks = [block.to(self.device, self.dtype) for block in hidden]
         for index, layer in enumerate(self.weights.layers):
             self.operations.write_blocks(
@@ -125,7 +128,7 @@ class Backbone:
                 layer.qkv.weight[first_key_row:],
                 None if layer.qkv.bias is None else layer.qkv.bias[first_key_row:],
                 pools,
-                slots[:, index],
+                at[:, index],
                 key[index],
                 value[index],
             )
@@ -149,7 +152,7 @@ class Backbone:
         c, tokens = self.config, hidden.shape[1]
         shape = (1, c.num_kv_heads, tokens, c.head_dim)
         key, value = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        slots = torch.arange(tokens)
+        slots = self.operations.prepare_slots(torch.arange(tokens), tokens)
         for index in range(c.num_layers):
             self._write_layer(index, hidden[index], slots, key[0], value[0], bring)
             yield slice(index, index + 1), key, value

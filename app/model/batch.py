@@ -36,7 +36,8 @@ class ContextCache:
         return cls(key, value)
 
 
-@dataclass(frozen=True)
+# not frozen: one is made for each sequence at every step, which would take twice as long
+@dataclass(slots=True)
 class Reading:
     """Consecutive query rows of one sequence, and what they read.
 

@@ -8,6 +8,8 @@ replayed anywhere.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -50,20 +52,44 @@ def renumber(rank: Tensor, forgotten: Tensor) -> tuple[Tensor, Tensor]:
     ``rank`` int32 [L, N + K] holds each slot's rank, -1 for the K spare ones. Returns the next rank vector
     and the slots, int64 [L, K], in which the new block's tokens lie in order (the spare ones so far).
     """
+    return _renumber(rank, survivors(forgotten, rank.shape[1] - forgotten.shape[1]))
+
+
+def _renumber(rank: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     layers, slots = rank.shape
-    num_tokens = forgotten.shape[1]
+    rows, kept = keep.shape
+    # N + K slots and N - K survivors
+    num_tokens = (slots - kept) // 2
     pool_size = slots - num_tokens
     spare = (rank < 0).nonzero()[:, 1].view(layers, num_tokens)
-    next_of = torch.full((forgotten.shape[0], pool_size), -1, dtype=torch.int32)
-    next_of.scatter_(
-        1,
-        survivors(forgotten, pool_size),
-        torch.arange(pool_size - num_tokens, dtype=torch.int32).expand(forgotten.shape[0], -1),
-    )
+    next_of = torch.full((rows, pool_size), -1, dtype=torch.int32)
+    next_of.scatter_(1, keep, torch.arange(kept, dtype=torch.int32).expand(rows, -1))
     moved = next_of.expand(layers, pool_size).gather(1, rank.clamp(min=0).long())
     moved = torch.where(rank < 0, rank, moved)
-    new_ranks = torch.arange(pool_size - num_tokens, pool_size, dtype=torch.int32).expand(layers, -1)
+    new_ranks = torch.arange(kept, pool_size, dtype=torch.int32).expand(layers, -1)
     return moved.scatter(1, spare, new_ranks), spare
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the update that writes ``version`` makes of a pool's ranks; the vectors stay where they are.
+
+    ``rank`` int32 [L, N + K] is each slot's next rank, ``slots`` int64 [L, K] are those that the block's tokens take,
+    in order, and ``born`` int32 [L or 1, N] is the version that wrote each rank.
+    """
+
+    version: int
+    rank: Tensor
+    slots: Tensor
+    born: Tensor
+
+
+def change(rank: Tensor, born: Tensor, forgotten: Tensor, version: int) -> Change:
+    """``rank`` and ``born`` as they are before ``version``, whose draw is ``forgotten`` int64 [L or 1, K]; they are
+    left as they are, so that any thread may work this out."""
+    keep = survivors(forgotten, born.shape[1])
+    fresh = torch.full((born.shape[0], forgotten.shape[1]), version, dtype=born.dtype)
+    return Change(version, *_renumber(rank, keep), torch.cat([born.gather(1, keep), fresh], dim=1))
 
 
 def covered(

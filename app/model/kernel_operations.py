@@ -104,7 +104,8 @@ class KernelOperations:
 
     def list_key(self, readings: list[Reading]) -> int:
         """The tile rows that decoding ``readings`` take: a captured graph is good for one value of it."""
-        sharing = max(Counter((r.hot, r.slot) for r in readings if r.hot is not None).values(), default=1)
+        # a copy is one pool's
+        sharing = max(Counter([r.hot for r in readings if r.hot is not None]).values(), default=1)
         return decode_tile_rows(self._config.group_size, sharing)
 
     @property
@@ -175,6 +176,11 @@ class KernelOperations:
             ranks < 0, -torch.inf
         )
 
+    def prepare_slots(self, slots: Tensor, pool_slots: int) -> Tensor:
+        """See Operations. Raises BadKernelInput: a wrong slot may be another tenant's."""
+        rows = spare_slots(slots.reshape(-1, slots.shape[-1]), pool_slots, self._device)
+        return rows.view(slots.shape)
+
     def write(
         self,
         hidden: Tensor,
@@ -185,9 +191,8 @@ class KernelOperations:
         key: Tensor,
         value: Tensor,
     ) -> None:
-        at = spare_slots(slots[None], key.shape[1], self._device)[0]
         eps = self._config.rms_norm_eps
-        write_block(hidden.contiguous(), norm, eps, weight, bias, at, key, value)
+        write_block(hidden.contiguous(), norm, eps, weight, bias, slots, key, value)
 
     def write_blocks(
         self,
@@ -250,16 +255,21 @@ class _List:
         if self._copied is not None:
             # the copy of the step before reads what is rewritten here
             self._copied.synchronize()
-        hot: list[int] = []
-        slot: list[int] = []
-        owner: list[int] = []
-        limit: list[int] = []
-        for reading, table in zip(readings, tables.place(readings), strict=True):
-            count = reading.rows.stop - reading.rows.start
-            hot += [-1 if reading.hot is None else reading.hot] * count
-            slot += [-1 if reading.slot is None else reading.slot] * count
-            owner += [table] * count
-            limit += range(reading.seen - count + 1, reading.seen + 1)
+        hot = [-1 if reading.hot is None else reading.hot for reading in readings]
+        slot = [-1 if reading.slot is None else reading.slot for reading in readings]
+        owner, limit = tables.place(readings), [reading.seen for reading in readings]
+        if readings[-1].rows.stop - readings[0].rows.start > len(readings):
+            # not one row each
+            counts = [reading.rows.stop - reading.rows.start for reading in readings]
+            hot, slot, owner = (
+                [value for value, count in zip(each, counts, strict=True) for _ in range(count)]
+                for each in (hot, slot, owner)
+            )
+            limit = [
+                seen
+                for last, count in zip(limit, counts, strict=True)
+                for seen in range(last - count + 1, last + 1)
+            ]
         most = 2**31 - 1
         self._host.fill(
             hot,

@@ -82,6 +82,11 @@ class Operations(Protocol):
         """
         ...
 
+    def prepare_slots(self, slots: Tensor, pool_slots: int) -> Tensor:
+        """``slots`` int64 [..., T] (on the host), different ones of a pool's in each row, as ``write`` takes them: on
+        the device, all in one copy. A form that could do harm by wrong ones checks them here."""
+        ...
+
     def write(
         self,
         hidden: Tensor,
@@ -93,7 +98,7 @@ class Operations(Protocol):
         value: Tensor,
     ) -> None:
         """Projects one layer's memory vectors ``hidden`` [T, d] to K (un-rotated) and V, and writes them to the
-        ``slots`` int64 [T] (on the host) of ``key`` and ``value`` [H_kv, S, d_head].
+        prepared ``slots`` [T] of ``key`` and ``value`` [H_kv, S, d_head].
 
         ``norm`` [d]; ``weight`` [2 * H_kv * d_head, d], its K rows first; ``bias`` of as many or None.
         """
@@ -110,8 +115,8 @@ class Operations(Protocol):
         key: Tensor,
         value: Tensor,
     ) -> None:
-        """As ``write``, of blocks ``hidden`` [B, K, d] for as many ``pools``, each once: ``slots`` int64 [B, K] (on the
-        host), ``key`` and ``value`` [P, H_kv, S, d_head]. A block's bits do not depend on those beside it."""
+        """As ``write``, of blocks ``hidden`` [B, K, d] for as many ``pools``, each once: ``slots`` [B, K], ``key`` and
+        ``value`` [P, H_kv, S, d_head]. A block's bits do not depend on those beside it."""
         ...
 
 

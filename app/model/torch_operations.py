@@ -85,6 +85,10 @@ class TorchOperations:
         hidden = torch.zeros(rank.shape, dtype=self._dtype).masked_fill_(rank < 0, -torch.inf)
         pools.bias[:, hot] = hidden.to(self._device)
 
+    def prepare_slots(self, slots: Tensor, pool_slots: int) -> Tensor:
+        # torch looks at each index itself
+        return slots.to(self._device)
+
     def write(
         self,
         hidden: Tensor,
@@ -100,9 +104,8 @@ class TorchOperations:
         keys, values = project_memory(
             hidden, norm, c.rms_norm_eps, weight, bias, c.num_kv_heads, c.num_tokens
         )
-        at = slots.to(key.device)
-        key.index_copy_(1, at, keys)
-        value.index_copy_(1, at, values)
+        key.index_copy_(1, slots, keys)
+        value.index_copy_(1, slots, values)
 
     def write_blocks(
         self,
@@ -120,7 +123,7 @@ class TorchOperations:
         keys, values = project_memory(
             hidden.flatten(0, 1), norm, c.rms_norm_eps, weight, bias, c.num_kv_heads, c.num_tokens
         )
-        at = torch.tensor(pools)[:, None].to(key.device), slice(None), slots.to(key.device)
+        at = torch.tensor(pools)[:, None].to(key.device), slice(None), slots
         for target, projected in ((key, keys), (value, values)):
             # [B, K, H_kv, d_head]
             target[at] = projected.view(c.num_kv_heads, count, tokens, c.head_dim).permute(1, 2, 0, 3)

@@ -64,7 +64,8 @@ def try_out(
     for each, form in both:
         pair = [torch.zeros(shape, dtype=form, device=device) for _ in range(2)]
         rows, own, weights = hidden.to(form), norm.to(form), weight.to(form)
-        each.write(rows, own, weights, None, slots[: config.num_tokens], pair[0], pair[1])
+        at = each.prepare_slots(slots[: config.num_tokens], config.pool_slots)
+        each.write(rows, own, weights, None, at, pair[0], pair[1])
         written.append(pair)
     _compare("writing a block", written[0], written[1], dtype)
 

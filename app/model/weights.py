@@ -27,11 +27,12 @@ class Linear:
     down: Tensor | None = None
     up: Tensor | None = None
 
-    def __call__(self, x: Tensor, update_rows: Tensor | slice | None) -> Tensor:
-        """``x`` [rows, in]; ``update_rows`` names the rows that belong to self-updates (None: no row)."""
+    def __call__(self, x: Tensor, update_rows: slice | None) -> Tensor:
+        """``x`` [rows, in]; ``update_rows`` are the rows that belong to self-updates (None: no row)."""
         y = linear(x, self.weight, self.bias)
         if update_rows is not None and self.down is not None and self.up is not None:
-            y[update_rows] += linear(linear(x[update_rows], self.down), self.up)
+            # not by +=, which looks the rows up twice and asks for a copy of them onto themselves
+            y[update_rows].add_(linear(linear(x[update_rows], self.down), self.up))
         return y
 
 

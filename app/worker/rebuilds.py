@@ -230,31 +230,41 @@ class Rebuilds:
         assert run.current is not None
         assert run.old is not None
         run.job.phase, run.job.working = Phase.HELD, False
-        config, hidden, forgotten = self.residency.backbone.config, run.current.block, None
+        config, hidden, first = self.residency.backbone.config, run.current.block, run.tail is None
         run.current = None
-        if run.tail is None:
+        if first:
             hidden = self.residency.backbone.first_block(hidden)
-        else:
-            forgotten = draw(
-                run.old.seed,
-                run.version + 1,
-                pool_size=config.pool_size,
-                num_tokens=config.num_tokens,
-                num_layers=config.num_layers,
-                per_layer=config.drop_memory_per_layer,
-            )
         if not bool(torch.isfinite(hidden).all()):
             self._end(
                 run, ServiceError("the model produced numbers that are not finite; nothing was changed")
             )
             return
         run.version, run.tail, run.index = run.version + 1, hidden, run.index + 1
-        run.fresh.append((run.version, Block(hidden.cpu(), forgotten)))
-        self.engine.emit(UpdateProgress(run.job.id, run.index, len(run.message.contexts), run.version))
-        if len(run.fresh) < config.num_blocks:
-            self._next(run)
-        else:
-            self._fold(run)
+        seed, version, after = run.old.seed, run.version, self.residency.issued()
+
+        def work() -> Block:
+            forgotten = None
+            if not first:
+                forgotten = draw(
+                    seed,
+                    version,
+                    pool_size=config.pool_size,
+                    num_tokens=config.num_tokens,
+                    num_layers=config.num_layers,
+                    per_layer=config.drop_memory_per_layer,
+                )
+            return Block(self.residency.fetch(hidden, after), forgotten)
+
+        def kept(block: object) -> None:
+            assert isinstance(block, Block)
+            run.fresh.append((version, block))
+            self.engine.emit(UpdateProgress(run.job.id, run.index, len(run.message.contexts), version))
+            if len(run.fresh) < config.num_blocks:
+                self._next(run)
+            else:
+                self._fold(run)
+
+        self._behind(run, work, kept)
 
     def _fold(self, run: RebuildRun) -> None:
         """Puts the fresh blocks into the pool: a memory of thousands of updates takes no more room than two pools."""

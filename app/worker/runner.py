@@ -130,7 +130,7 @@ class Runner:
             [self._reading(s, slice(row, row + 1), s.computed + 1) for row, s in enumerate(decode)],
             [s.tokens[s.computed] for s in decode],
             [s.first_position + s.computed for s in decode],
-            [int(s.table[s.bos + s.computed]) for s in decode],
+            [s.rows[s.bos + s.computed] for s in decode],
         )
         if logits is None:
             return None
@@ -147,7 +147,7 @@ class Runner:
             self._reading(sequence, slice(0, chunk.count), end),
             sequence.tokens[chunk.start : end],
             list(range(first, first + chunk.count)),
-            sequence.table[sequence.bos + chunk.start : sequence.bos + end].tolist(),
+            sequence.rows[sequence.bos + chunk.start : sequence.bos + end],
         )
         if logits is None:
             return None
@@ -159,7 +159,7 @@ class Runner:
     ) -> tuple[Batch, list[Sequence], list[tuple[Sequence, Tensor]]]:
         tokens: list[int] = [s.tokens[s.computed] for s in decode]
         positions = [torch.tensor([s.first_position + s.computed for s in decode], dtype=torch.int64)]
-        write = [torch.tensor([int(s.table[s.bos + s.computed]) for s in decode], dtype=torch.int64)]
+        write = [torch.tensor([s.rows[s.bos + s.computed] for s in decode], dtype=torch.int64)]
         wanted = list(decode)
         logit_rows = list(range(len(decode)))
         scored: list[tuple[Sequence, Tensor]] = []
@@ -182,16 +182,29 @@ class Runner:
                 wanted.append(sequence)
                 logit_rows.append(rows.stop - 1)
         update_spans = self._update_spans(updates, tokens, positions)
-        device = self.backbone.device
+        given, places, written, asked = self._sent(
+            torch.tensor(tokens, dtype=torch.int64),
+            torch.cat(positions),
+            torch.cat(write),
+            torch.tensor(logit_rows + score_rows, dtype=torch.int64),
+        )
         batch = Batch(
-            tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
-            positions=torch.cat(positions).to(device),
-            write_rows=torch.cat(write).to(device),
-            logit_rows=torch.tensor(logit_rows + score_rows, dtype=torch.int64, device=device),
+            tokens=given,
+            positions=places,
+            write_rows=written,
+            logit_rows=asked,
             attend=self.backbone.operations.prepare(readings, len(decode)) if readings else None,
             updates=update_spans,
         )
         return batch, wanted, scored
+
+    def _sent(self, *lists: Tensor) -> tuple[Tensor, ...]:
+        """The lists (int64, on the host) on the device, in one copy that nobody waits for."""
+        together, device = torch.cat(lists), self.backbone.device
+        if device.type == "cuda":
+            together = together.pin_memory()
+        there = together.to(device, non_blocking=True)
+        return torch.split(there, [len(each) for each in lists])
 
     def _reading(self, sequence: Sequence, rows: slice, computed: int) -> Reading:
         pool = sequence.memory.initialized and sequence.view.hot is not None

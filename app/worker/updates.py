@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 import torch
+from torch import Tensor
 
 from app import logs
 from app.errors import ContextTooShort, IdempotencyConflict, ServiceError, StoreFailed, VersionConflict
@@ -22,7 +23,7 @@ from app.memory.codec import Block, encode_block
 from app.memory.residency import Residency
 from app.messages import Context, Update
 from app.model.batch import SelfUpdate
-from app.model.forgetting import draw
+from app.model.forgetting import Change, change, draw
 from app.store.base import BlockRecord, Idempotency, Manifest
 from app.worker import quotas
 from app.worker.jobs import Job, Phase
@@ -36,7 +37,9 @@ Background = Callable[[str, Callable[[], object], Callable[[object, ServiceError
 @dataclass(eq=False)
 class UpdateRun:
     """``index`` of the context that is being written, onto the memory's ``version``; ``versions`` of those that are
-    durable and published; ``read``: whether the memory had a copy for readers when one of its blocks was published."""
+    durable and published; ``read``: whether the memory had a copy for readers when one of its blocks was published.
+    ``block`` [L, K, d] is the newest one until it is published, and ``change``, once it is durable, what that makes of
+    the ranks: None for a block that fills the memory."""
 
     job: Job
     message: Update
@@ -45,7 +48,8 @@ class UpdateRun:
     index: int = 0
     version: int = 0
     current: SelfUpdate | None = None
-    block: Block | None = None
+    block: Tensor | None = None
+    change: Change | None = None
     committing: bool = False
     read: bool = False
     doomed: ServiceError | None = None
@@ -182,35 +186,40 @@ class Updates:
         assert run.current is not None
         run.job.phase = Phase.HELD
         memory, config = run.memory, self.residency.backbone.config
-        hidden, forgotten = run.current.block, None
+        hidden, initialized = run.current.block, memory.initialized
         run.current = None
-        if memory.initialized:
-            forgotten = draw(
-                memory.seed,
-                memory.version + 1,
-                pool_size=config.pool_size,
-                num_tokens=config.num_tokens,
-                num_layers=config.num_layers,
-                per_layer=config.drop_memory_per_layer,
-            )
-        else:
+        if not initialized:
             hidden = self.residency.backbone.first_block(hidden)
         if not bool(torch.isfinite(hidden).all()):
             self._failed(
                 run, ServiceError("the model produced numbers that are not finite; nothing was changed")
             )
             return
-        run.block = Block(hidden, forgotten)
+        run.block = hidden
         run.committing = True
         key = run.message.idempotency_key
         mark = None if key is None else Idempotency(key, run.index, len(run.contexts), run.digest)
-        context, block, version = run.context, run.block, memory.version
+        context, version = run.context, memory.version
+        # nobody changes these: the next version gets others
+        seed, rank, born = memory.seed, memory.view.rank, memory.born
         lineage, created = memory.lineage, memory.created
         after = self.residency.issued()
 
         def work() -> object:
-            host = Block(self.residency.fetch(block.hidden, after), block.forgotten)
-            blob = encode_block(host)
+            forgotten = made = None
+            if initialized:
+                forgotten = draw(
+                    seed,
+                    version + 1,
+                    pool_size=config.pool_size,
+                    num_tokens=config.num_tokens,
+                    num_layers=config.num_layers,
+                    per_layer=config.drop_memory_per_layer,
+                )
+                # here, because the device waits for the loop
+                made = change(rank, born, forgotten, version + 1)
+            host = self.residency.fetch(hidden, after)
+            blob = encode_block(Block(host, forgotten))
             manifest = self.residency.store.commit(
                 run.job.tenant,
                 version,
@@ -222,7 +231,7 @@ class Updates:
                 lineage=lineage,
                 created=created,
             )
-            return manifest, len(blob), host
+            return manifest, len(blob), host, made
 
         self._background(run.job.tenant, work, lambda result, error: self._committed(run, result, error))
 
@@ -234,7 +243,7 @@ class Updates:
             self._failed(run, error)
             return
         assert isinstance(result, tuple)
-        manifest, size, host = result
+        manifest, size, host, run.change = result
         if not self.residency.arena.publishable(run.memory):
             # as long as somebody reads the version before, others may have its room on the device
             run.block, run.job.working = host, False
@@ -261,14 +270,14 @@ class Updates:
         blocks = []
         for run in ready:
             assert run.block is not None
-            blocks.append((run.memory, run.block.hidden, run.block.forgotten))
+            blocks.append((run.memory, run.block, run.change))
         arena.publish_all(blocks)
         for run in ready:
             if run.read and run.index + 1 == len(run.contexts):
                 self.residency.prepare_ahead(run.memory)
         self._seconds += time.monotonic() - began
         for run in ready:
-            run.block = None
+            run.block = run.change = None
             run.versions.append(run.memory.version)
             run.index += 1
             self._progress(run)

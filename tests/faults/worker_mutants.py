@@ -23,6 +23,7 @@ from app.memory.codec import encode_snapshot
 from app.memory.residency import Erasure
 from app.memory.warm import Warm
 from app.messages import Timings, Updated, UpdateProgress
+from app.model.forgetting import Change, change, draw
 from app.store.base import BlockRecord, Manifest, content
 from app.worker.updates import UpdateRun
 from tests.faults.ledger import Violation
@@ -40,17 +41,33 @@ def _put(target: object, **methods: Any) -> None:
         setattr(target, name, method)
 
 
-Publish = Callable[[Memory, Tensor, Tensor | None], None]
+Publish = Callable[[Memory, Tensor, Change | None], None]
 
 
 def _publishing(arena: Arena) -> Publish:
     """The arena's own way of publishing a block, whatever is put in its place."""
     whole = arena.publish_all
-    return lambda memory, hidden, forgotten: whole([(memory, hidden, forgotten)])
+    return lambda memory, hidden, made: whole([(memory, hidden, made)])
 
 
 def _publish_by(arena: Arena, one: Publish) -> None:
     _put(arena, publish_all=lambda blocks: [one(*block) for block in blocks])
+
+
+def _next_change(worker: Harness, memory: Memory) -> Change | None:
+    """What the thread that commits is about to work out."""
+    config = worker.engine.backbone.config
+    if not memory.initialized:
+        return None
+    forgotten = draw(
+        memory.seed,
+        memory.version + 1,
+        pool_size=config.pool_size,
+        num_tokens=config.num_tokens,
+        num_layers=config.num_layers,
+        per_layer=config.drop_memory_per_layer,
+    )
+    return change(memory.view.rank, memory.born, forgotten, memory.version + 1)
 
 
 def _nothing(*_: Any, **__: Any) -> None: ...
@@ -105,12 +122,12 @@ def _published_before_the_commit(worker: Harness) -> None:
     def early(run: UpdateRun) -> None:
         computed(run)
         if run.block is not None and arena.publishable(run.memory):
-            publish(run.memory, run.block.hidden, run.block.forgotten)
-            published.append(run.block.hidden)
+            publish(run.memory, run.block, _next_change(worker, run.memory))
+            published.append(run.block)
 
-    def once(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
+    def once(memory: Memory, hidden: Tensor, made: Change | None) -> None:
         if not any(hidden is other for other in published):
-            publish(memory, hidden, forgotten)
+            publish(memory, hidden, made)
 
     _put(updates, computed=early)
     _publish_by(arena, once)
@@ -120,10 +137,10 @@ def _never_published(worker: Harness) -> None:
     arena = worker.engine.arena
     publish = _publishing(arena)
 
-    def empty(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
+    def empty(memory: Memory, hidden: Tensor, made: Change | None) -> None:
         key, value = worker.engine.arena.pools.parts(memory.slot)[:2]
         before = key.clone(), value.clone()
-        publish(memory, hidden, forgotten)
+        publish(memory, hidden, made)
         key.copy_(before[0])
         value.copy_(before[1])
 
@@ -139,7 +156,7 @@ def _failure_taken_for_done(worker: Harness) -> None:
     def careless(run: UpdateRun, result: object, error: ServiceError | None) -> None:
         if error is not None:
             manifest = Manifest(run.job.tenant, 0, "", 0.0)
-            result, error = (manifest, 0, run.block), None
+            result, error = (manifest, 0, run.block, _next_change(worker, run.memory)), None
         committed(run, result, error)
 
     _put(updates, _committed=careless)
@@ -275,15 +292,17 @@ def _wrong_tenant(worker: Harness) -> None:
 
 
 def _wrong_draw(worker: Harness) -> None:
-    updates, computed = worker.engine.updates, worker.engine.updates.computed
-    draw = sys.modules["app.worker.updates"].draw  # type: ignore[attr-defined]
+    updates, background = worker.engine.updates, worker.engine.updates._background
 
-    def drawn(run: UpdateRun) -> None:
-        late = lambda seed, version, **rest: draw(seed, version - 1, **rest)  # noqa: E731
-        with mock.patch("app.worker.updates.draw", late):
-            computed(run)
+    def behind(tenant: str, work: Callable[[], object], done: Any) -> None:
+        def drawn() -> object:
+            late = lambda seed, version, **rest: draw(seed, version - 1, **rest)  # noqa: E731
+            with mock.patch("app.worker.updates.draw", late):
+                return work()
 
-    _put(updates, computed=drawn)
+        background(tenant, drawn, done)
+
+    _put(updates, _background=behind)
 
 
 def _others_forgotten(worker: Harness) -> None:
@@ -291,10 +310,11 @@ def _others_forgotten(worker: Harness) -> None:
     arena = worker.engine.arena
     publish = _publishing(arena)
 
-    def oldest(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
-        if forgotten is not None:
-            forgotten = torch.arange(forgotten.shape[1]).expand_as(forgotten)
-        publish(memory, hidden, forgotten)
+    def oldest(memory: Memory, hidden: Tensor, made: Change | None) -> None:
+        if made is not None:
+            oldest_ranks = torch.arange(made.slots.shape[1]).expand(len(made.born), -1)
+            made = change(memory.view.rank, memory.born, oldest_ranks, made.version)
+        publish(memory, hidden, made)
 
     _publish_by(arena, oldest)
 
@@ -303,10 +323,10 @@ def _tail_stays(worker: Harness) -> None:
     arena = worker.engine.arena
     publish = _publishing(arena)
 
-    def publish_all_but(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
+    def publish_all_but(memory: Memory, hidden: Tensor, made: Change | None) -> None:
         assert memory.tail is not None
         tail = memory.tail.clone()
-        publish(memory, hidden, forgotten)
+        publish(memory, hidden, made)
         memory.tail.copy_(tail)
 
     _publish_by(arena, publish_all_but)
@@ -317,9 +337,9 @@ def _readers_not_awaited(worker: Harness) -> None:
     arena = worker.engine.arena
     publish = _publishing(arena)
 
-    def under_readers(memory: Memory, hidden: Tensor, forgotten: Tensor | None) -> None:
+    def under_readers(memory: Memory, hidden: Tensor, made: Change | None) -> None:
         read = [view for view in memory.older if view.hot is not None]
-        publish(memory, hidden, forgotten)
+        publish(memory, hidden, made)
         for view in read:
             assert view.hot is not None
             arena.build_hot(memory.slot, memory.view.rank, view.hot)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from app.messages import CreateTenant, Generate, Sampling
+from app.model import kernel_operations
 from app.model.backbone import Backbone
 from app.model.batch import Batch, Reading
 from app.model.kernel_operations import KernelOperations, Unsupported
@@ -306,6 +307,43 @@ def test_tables_are_placed_anew_when_more_sequences_come_than_there_is_room_for(
     too_many = [Reading(slice(i, i + 1), None, None, t, 3) for i, t in enumerate(tables)]
     with pytest.raises(BadKernelInput):
         ours.prepare(too_many, len(too_many))
+
+
+def test_slots_are_checked_once_for_all_layers_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check and a copy to the device for each of them would take the host longer than all the launches."""
+    backbone = harness().engine.backbone
+    c = backbone.config
+    checked: list[torch.Size] = []
+    written: list[list[int]] = []
+    check = kernel_operations.spare_slots
+
+    def noted(slots: Tensor, *rest: Any) -> Tensor:
+        checked.append(slots.shape)
+        return check(slots, *rest)
+
+    def write(*given: Any) -> None:
+        written.append(given[5].tolist())
+
+    monkeypatch.setattr(kernel_operations, "spare_slots", noted)
+    monkeypatch.setattr(kernel_operations, "write_block", write)
+    blocks = torch.zeros(2, c.num_layers, c.num_tokens, c.hidden_size)
+    slots = torch.stack([torch.randperm(c.pool_slots)[: c.num_tokens] for _ in range(2 * c.num_layers)])
+    slots = slots.view(2, c.num_layers, c.num_tokens)
+    key = torch.zeros(c.num_layers, 2, c.num_kv_heads, c.pool_slots, c.head_dim)
+    backbone.write_blocks(blocks.unbind(), [0, 1], slots, key, key)
+    assert checked == [(2 * c.num_layers, c.num_tokens)]
+    assert written == slots.transpose(0, 1).flatten(0, 1).tolist()
+    checked.clear()
+    written.clear()
+    backbone.write_memory(blocks[0], slots[0], key[:, 0], key[:, 0])
+    assert checked == [(c.num_layers, c.num_tokens)]
+    assert written == slots[0].tolist()
+    for wrong in (c.pool_slots, -1, int(slots[1, 0, 1])):
+        bad = slots.clone()
+        bad[1, 0, 0] = wrong
+        with pytest.raises(BadKernelInput):
+            backbone.write_blocks(blocks.unbind(), [0, 1], bad, key, key)
+    assert len(written) == c.num_layers, "nothing is written before all slots are looked at"
 
 
 @pytest.mark.parametrize(

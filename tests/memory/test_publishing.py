@@ -8,7 +8,7 @@ from torch import Tensor
 
 from app.memory.arena import Arena, Memory, View
 from app.model.backbone import Backbone
-from app.model.forgetting import draw
+from app.model.forgetting import Change, change, draw
 from tests.harness import load_backbone
 
 
@@ -33,9 +33,9 @@ def memories(backbone: Backbone, arena: Arena, count: int) -> list[Memory]:
     return made
 
 
-def blocks(backbone: Backbone, of: list[Memory]) -> list[tuple[Memory, Tensor, Tensor | None]]:
+def blocks(backbone: Backbone, of: list[Memory]) -> list[tuple[Memory, Tensor, Tensor]]:
     config = backbone.config
-    found: list[tuple[Memory, Tensor, Tensor | None]] = []
+    found: list[tuple[Memory, Tensor, Tensor]] = []
     for memory in of:
         generator = torch.Generator().manual_seed(memory.seed + 100 * memory.version)
         shape = (config.num_layers, config.num_tokens, config.hidden_size)
@@ -51,11 +51,16 @@ def blocks(backbone: Backbone, of: list[Memory]) -> list[tuple[Memory, Tensor, T
     return found
 
 
+def changed(blocks: list[tuple[Memory, Tensor, Tensor]]) -> list[tuple[Memory, Tensor, Change | None]]:
+    """With what they make of the ranks worked out, as the thread that commits does."""
+    return [(m, hidden, change(m.view.rank, m.born, drawn, m.version + 1)) for m, hidden, drawn in blocks]
+
+
 def test_together_is_as_one_by_one(backbone: Backbone) -> None:
     arenas = Arena(backbone, 4, 4), Arena(backbone, 4, 4)
     together, alone = (memories(backbone, arena, 3) for arena in arenas)
     for _ in range(3):
-        arenas[0].publish_all(blocks(backbone, together))
+        arenas[0].publish_all(changed(blocks(backbone, together)))
         for memory, hidden, forgotten in blocks(backbone, alone):
             arenas[1].publish(memory, hidden, forgotten)
     for one, other in zip(together, alone, strict=True):
@@ -74,7 +79,7 @@ def test_what_is_published_is_what_a_pool_read_back_holds(backbone: Backbone) ->
     arena, config = Arena(backbone, 3, 3), backbone.config
     made = memories(backbone, arena, 2)
     given = blocks(backbone, made)
-    arena.publish_all(given)
+    arena.publish_all(changed(given))
     for memory, hidden, _ in given:
         key, value = backbone.project(hidden)
         for layer in range(config.num_layers):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.model.forgetting import draw, forget, renumber, surviving, survivors
+from app.model.forgetting import change, draw, forget, renumber, surviving, survivors
 
 SHAPE = {"pool_size": 800, "num_tokens": 16, "num_layers": 3, "per_layer": True}
 
@@ -51,6 +51,27 @@ def test_moving_ranks_is_moving_vectors(seed: int, version: int, shape: tuple[in
             in_order = slots[layer, rank[layer].argsort()[count:]]
             assert in_order.tolist() == pool[layer].tolist()
             assert sorted(rank[layer].tolist()) == [-1] * count + list(range(size))
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_a_change_is_what_becomes_of_the_ranks_and_of_who_wrote_them(per_layer: bool) -> None:
+    layers, size, count = 3, 12, 3
+    rank = torch.full((layers, size + count), -1, dtype=torch.int32)
+    rank[:, :size] = torch.arange(size, dtype=torch.int32)
+    born = torch.zeros(layers if per_layer else 1, size, dtype=torch.int32)
+    for version in range(1, 9):
+        drawn = draw(5, version, pool_size=size, num_tokens=count, num_layers=layers, per_layer=per_layer)
+        given = rank.clone(), born.clone()
+        made = change(rank, born, drawn, version)
+        assert torch.equal(rank, given[0])
+        assert torch.equal(born, given[1])
+        ranks, slots = renumber(rank, drawn)
+        assert made.version == version
+        assert torch.equal(made.rank, ranks)
+        assert torch.equal(made.slots, slots)
+        block = torch.full((len(born), count, 1), version, dtype=torch.int32)
+        assert torch.equal(made.born, forget(born[..., None], drawn, block)[..., 0])
+        rank, born = made.rank, made.born
 
 
 def test_survivors_keep_their_order_and_the_block_is_newest() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -155,9 +156,9 @@ def test_many_rows_are_worked_on_in_pieces_and_choose_the_same(
     sizes: list[int] = []
     choose_some = sampling._choose
 
-    def noted(some: torch.Tensor, those: list[Sampler]) -> torch.Tensor:
+    def noted(some: torch.Tensor, those: list[Sampler], *rest: Any, **how: Any) -> torch.Tensor:
         sizes.append(some.shape[0])
-        return choose_some(some, those)
+        return choose_some(some, those, *rest, **how)
 
     monkeypatch.setattr(sampling, "_choose", noted)
     monkeypatch.setattr(sampling, "_PIECE", 4 * vocab + 1)
