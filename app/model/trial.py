@@ -110,15 +110,20 @@ def _between(
     normal: Callable[..., Tensor],
 ) -> Iterator[tuple[str, list[list[Tensor]]]]:
     """What stands between a layer's products: by name, of each of ``both`` what it gave."""
-    x, delta = normal(_PROMPT, config.hidden_size), normal(_PROMPT, config.hidden_size)
-    weight = normal(config.hidden_size)
+
+    def mild(*size: int) -> Tensor:
+        # the roundings of rare large numbers would stand out from the rest's deviation
+        return normal(*size).clamp_(-2, 2)
+
+    x, delta = mild(_PROMPT, config.hidden_size), mild(_PROMPT, config.hidden_size)
+    weight = 1 + mild(config.hidden_size) / 8
     yield (
         "a sum and its norm",
         [list(each.add_norm(x.to(form), delta.to(form), weight.to(form))) for each, form in both],
     )
-    gate_up = normal(_PROMPT, 2 * config.intermediate_size)
+    gate_up = mild(_PROMPT, 2 * config.intermediate_size)
     yield "a gate", [[each.gate(gate_up.to(form))] for each, form in both]
-    qkv = normal(_PROMPT, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
+    qkv = mild(_PROMPT, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
     # all but the last row are reads
     rows = torch.arange(_PROMPT - 1, 0, -1, device=x.device)
     cos, sin = rope.at(torch.arange(1, _PROMPT + 1, device=x.device))
