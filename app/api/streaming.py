@@ -59,7 +59,7 @@ class EventStream(Response):
 
     A ServiceError before the first chunk is answered as any other error, with its status; later it becomes an
     ``error`` event. The generator is closed in every case, and with it the contexts it holds open. A client that takes
-    nothing for ``stream_stall_timeout`` seconds is cut off.
+    nothing for ``stream_stall_timeout`` seconds is cut off. FastAPI's own event streams know neither.
     """
 
     media_type = "text/event-stream"

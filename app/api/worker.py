@@ -316,7 +316,7 @@ class WorkerClient:
 
 
 class Workers:
-    """The workers of all devices; a tenant always goes to the same one."""
+    """The workers of all devices, today one; a tenant always goes to the same one."""
 
     def __init__(self, clients: Sequence[WorkerClient]) -> None:
         self.clients = tuple(clients)
