@@ -20,7 +20,7 @@ def test_what_comes_before_all_middleware_is_counted_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client, settings = WorkerClient(), Settings(store="disk:///nowhere")
-    server = web_server(settings, client, Spool(tmp_path, 1), None, last_seconds=1)
+    server = web_server(settings, client, Spool(tmp_path, 1), None, loopback=False, last_seconds=1)
     server.config.load()
     protocol = server.config.http_protocol_class
     assert issubclass(protocol, Protocol)
