@@ -49,10 +49,8 @@ def of_kernel(data: Data, sequences: int, *, rotating: bool, eight_bit: bool = F
     """This server's kernel, on rotated copies, turning keys as it reads, or on 8 bits."""
     shape, rows, device = data.shape, data.query.shape[1], data.query.device
     tile_rows = decode_tile_rows(shape.group, sequences)
-    workers = 3
-    if device.type == "cuda":
-        workers = max(1, torch.cuda.get_device_properties(0).multi_processor_count * 2 // shape.kv_heads)
     tuned = tuning(shape.head_dim, data.query.dtype, tile_rows, rotated=not rotating, eight_bit=eight_bit)
+    workers = tuned.workers(shape.kv_heads, device)
     planned = PlanShape(rows, workers, tile_rows, shape.group, tuned.step)
     host = Plan.allocate(planned, "cpu", pinned=device.type == "cuda")
     plan = Plan.allocate(planned, device)
