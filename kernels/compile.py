@@ -99,9 +99,38 @@ def programs(arch: int, num_warps: int, registers: int, shared: int) -> int:
     return min(_BLOCKS, warps // num_warps, (SHARED[arch] + 1024) // a_block)
 
 
-def attention_jobs(shape: Shape) -> Iterator[Job]:
-    ints = ("workers", "segments", "members", "rows")
+def partial_job(
+    label: str,
+    shape: Shape,
+    tile_rows: int,
+    tuned: attention.Tuning,
+    *,
+    rotating: bool = False,
+    eight_bit: bool = False,
+) -> Job:
+    """The partial kernel of memory attention, compiled as ``tuned`` says."""
     kind = "*" + _TYPES[shape.dtype]
+    types = dict.fromkeys(("query", "key", "value", "cache_key", "cache_value", "cos", "sin"), kind)
+    types |= dict.fromkeys(("workers", "segments", "members", "rows", "table"), "*i32")
+    types |= {"key_scale": "*fp32", "value_scale": "*fp32", "scale": "fp32"}
+    if eight_bit:
+        types |= {"key": "*i8", "value": "*i8"}
+    types |= {"visibility": "*i32" if rotating else kind, "first_position": "i32", "table_width": "i32"}
+    types |= {"partial": "*fp32", "normaliser": "*fp32"}
+    constants = attention.partial_constants(
+        PlanShape(64, 33, tile_rows, shape.group, tuned.step),
+        shape.pool_slots,
+        shape.kv_heads,
+        shape.head_dim,
+        tuned,
+        rotating=rotating,
+        eight_bit=eight_bit,
+    )
+    tuned_to = (tuned.num_warps, tuned.num_stages, tuned.programs, tuned.registers)
+    return Job(label, partial_kernel, types, constants, *tuned_to)
+
+
+def attention_jobs(shape: Shape) -> Iterator[Job]:
     prompt, turned = (
         attention.prompt_tile_rows(shape.group, shape.head_dim, shape.dtype, rotated=rotated)
         for rotated in (True, False)
@@ -125,34 +154,15 @@ def attention_jobs(shape: Shape) -> Iterator[Job]:
         tuned = attention.tuning(
             shape.head_dim, shape.dtype, tile_rows, rotated=not rotating, eight_bit=eight_bit
         )
-        plan = PlanShape(64, 33, tile_rows, shape.group, tuned.step)
-        types = dict.fromkeys(("query", "key", "value", "cache_key", "cache_value", "cos", "sin"), kind)
-        types |= dict.fromkeys(ints, "*i32") | {"table": "*i32", "scale": "fp32"}
-        types |= {"key_scale": "*fp32", "value_scale": "*fp32"}
-        if eight_bit:
-            types |= {"key": "*i8", "value": "*i8"}
-        types |= {"visibility": "*i32" if rotating else kind, "first_position": "i32", "table_width": "i32"}
-        types |= {"partial": "*fp32", "normaliser": "*fp32", "out": kind}
-        constants = attention.partial_constants(
-            plan,
-            shape.pool_slots,
-            shape.kv_heads,
-            shape.head_dim,
-            tuned,
-            rotating=rotating,
-            eight_bit=eight_bit,
-        )
-        yield Job(
-            label,
-            partial_kernel,
-            types,
-            constants,
-            tuned.num_warps,
-            tuned.num_stages,
-            tuned.programs,
-            tuned.registers,
-        )
+        yield partial_job(label, shape, tile_rows, tuned, rotating=rotating, eight_bit=eight_bit)
         if not rotating:
+            types = {
+                "partial": "*fp32",
+                "normaliser": "*fp32",
+                "rows": "*i32",
+                "out": "*" + _TYPES[shape.dtype],
+            }
+            plan = PlanShape(64, 33, tile_rows, shape.group, tuned.step)
             constants = attention.merge_constants(plan, shape.kv_heads, shape.head_dim)
             yield Job(f"{label}: merge", merge_kernel, types, constants, 4, 3)
 

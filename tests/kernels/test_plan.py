@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.checks import BadKernelInput
-from kernels.plan import BEGINNING, Plan, PlanShape
+from kernels.plan import Plan, PlanShape
 
 POOL = 37
+BEGINNING = 64  # key rows, in whose time a segment begins
 
 
 def fill(plan: Plan, reads: list[tuple[int, int, int, int]], tables: tuple[int, int] = (9, 50)) -> None:
