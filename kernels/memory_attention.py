@@ -105,9 +105,9 @@ def tuning(
     wide = tile_rows >= 128 or held >= 2**14
     if dtype == torch.float32:
         # a float32 product is made of three, whose parts are held in registers as well
-        return (
-            Tuning(16, 8, 3) if wide else Tuning(16, 4, 3, 2, 240 if not rotated and tile_rows < 64 else None)
-        )
+        if wide or (eight_bit and tile_rows == 32):
+            return Tuning(16, 8, 3)
+        return Tuning(16, 4, 3, 2, 240 if tile_rows < 64 else None)
     if eight_bit and padded >= 128:
         # what is unpacked and turned takes all registers of a thread: eight warps are one program
         return Tuning(32 if tile_rows < 64 else 16, 8, 4)
