@@ -145,8 +145,8 @@ class Plan:
             spans = ((pools[0], "hot"), (pools[1], "slot"), (tables[0], "table"), (tables[1] + 1, "limit"))
             all_of_them = np.concatenate(given).reshape(len(given), count)
             low, high = all_of_them.min(axis=1).tolist(), all_of_them.max(axis=1).tolist()
-            for least, (end, name), *found in zip((-1, -1, 0, 0), spans, low, high, strict=True):
-                expect_range(name, *found, least, end - 1)
+            for least, (end, name), lowest, highest in zip((-1, -1, 0, 0), spans, low, high, strict=True):
+                expect_range(name, lowest, highest, least, end - 1)
         hots, slots, owners, limits = given
         if ((hots < 0) != (slots < 0)).any():
             raise BadKernelInput("a row names both a hot copy and a slot, or neither")

@@ -11,18 +11,18 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
+from time import monotonic
 
 import torch
 
 from kernels import compile as compiler
-from kernels.bench.attention import COPIES, EIGHT_BIT, ROTATING
+from kernels.bench.attention import COPIES, EIGHT_BIT, ROTATING, in_turn
 from kernels.bench.pools import Data, Shape
 from kernels.bench.report import Row
 from kernels.bench.timing import Repeated, Work, captured, interleaved
@@ -156,7 +156,7 @@ def rows(
     near: Callable[[Tuning], list[Tuning]] = neighbours,
 ) -> Iterator[Row]:
     """The figures of each case, the best first. Raises WrongKernel at the end if one was wrong."""
-    end = time.monotonic() + seconds
+    end = monotonic() + seconds
     kinds = dict.fromkeys((case.form, _tile(shape, case)) for case in cases)
     lists = [
         [Asked(form, width, tuned) for tuned in near(usual(shape, dtype, form, width))]
@@ -167,7 +167,7 @@ def rows(
     built = prepare(shape, dtype, asked, seconds * _COMPILING)
     wrong: list[str] = []
     for index, case in enumerate(cases):
-        left = end - time.monotonic()
+        left = end - monotonic()
         if left <= 0:
             print(f"time is over before {case.name}, {case.form}", file=sys.stderr, flush=True)
             break
@@ -218,7 +218,7 @@ def _case(
     element = 0.0
     base = usual(shape, dtype, case.form, case.sequences)
     for tuned in sorted(timed(built), key=lambda t: t != base):
-        if work.keys() - {"copy"} and time.monotonic() > until:
+        if work.keys() - {"copy"} and monotonic() > until:
             print(f"{case.name}, {case.form}: not all were timed", file=sys.stderr, flush=True)
             break
         name = values(tuned)
@@ -232,8 +232,8 @@ def _case(
             print(error, file=sys.stderr, flush=True)
             wrong.append(str(error))
             continue
-        attend, element = variant.attend, variant.bytes_per_element
-        work[name] = captured(lambda attend=attend: [attend(y) for y in range(data.layers)], device)
+        element = variant.bytes_per_element
+        work[name] = in_turn(variant, data.layers, device)
         kept = next(b for t, b in built.items() if replace(t, programs=tuned.programs) == tuned)
         usual_mark = "; as the server has it" if tuned == base else ""
         notes[name] = f"{name}; {kept.registers} registers, {kept.shared} bytes shared{usual_mark}"

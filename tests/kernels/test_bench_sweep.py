@@ -71,7 +71,7 @@ def test_when_time_is_over_it_ends_with_what_it_has(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sweep, "monotonic", lambda: next(clock))
     # 15 s: over when the first case's second tuning would be checked
     rows = run(Compiled(), seconds=15)
     assert [row.what for row in rows] == [f"sweep, {attention.COPIES}: of the copy bandwidth"]
