@@ -50,11 +50,13 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The GPU machine's own torch and Triton are what is tested, so nothing is installed here, and what else it has may warn.
+# Most of its time goes into compiling: eight processes do it, where pytest-xdist is installed.
 # Memory errors are looked for whatever the tests found. memcheck knows what cudaMalloc gave: each tensor must be of
 # its own, not a piece of torch's cache.
 test-gpu:
-	@failed=0; \
-	$(PYTHON) -m pytest -q -W default tests/gpu || failed=1; \
+	@failed=0; at_once=; \
+	if $(PYTHON) -c 'import xdist' 2>/dev/null; then at_once='-n 8'; fi; \
+	$(PYTHON) -m pytest -q -W default $$at_once tests/gpu || failed=1; \
 	if command -v compute-sanitizer >/dev/null; then \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 \
 			$(PYTHON) -m pytest -q -W default --timeout 900 tests/gpu/test_kernels.py -k small || failed=1; \

@@ -52,7 +52,6 @@ def partial_kernel(
     table,
     workers,
     segments,
-    tiles,
     members,
     rows,
     partial,
@@ -87,10 +86,11 @@ def partial_kernel(
     first = tl.load(workers + worker)
     last = tl.load(workers + worker + 1)
     for segment in range(first, last):
-        tile = tl.load(segments + segment * 3)
-        start = tl.load(segments + segment * 3 + 1)
-        end = tl.load(segments + segment * 3 + 2)
-        hot = tl.load(tiles + tile * 3)
+        tile = tl.load(segments + segment * 7)
+        start = tl.load(segments + segment * 7 + 1)
+        end = tl.load(segments + segment * 7 + 2)
+        result = tl.load(segments + segment * 7 + 3).to(tl.int64)
+        hot = tl.load(segments + segment * 7 + 4)
         row = tl.load(members + tile * width + member, mask=member < width, other=-1)
         present = row >= 0
         query_row = (row.to(tl.int64) * kv_heads + head) * group + place % group
@@ -99,7 +99,7 @@ def partial_kernel(
         highest = tl.full([tile_rows], float("-inf"), tl.float32)
         total = tl.zeros([tile_rows], tl.float32)
         if hot >= 0:
-            slot = tl.load(tiles + tile * 3 + 1).to(tl.int64)
+            slot = tl.load(segments + segment * 7 + 5).to(tl.int64)
             copy = slot if rotating else hot.to(tl.int64)
             keys = key + (copy * kv_heads + head) * (pool_slots * head_dim)
             values = value + (slot * kv_heads + head) * (pool_slots * head_dim)
@@ -112,9 +112,11 @@ def partial_kernel(
                     channel = key_scale + head * head_dim + half_dim
                     low_scale = tl.load(channel, mask=half_dim < half, other=0.0)
                     high_scale = tl.load(channel + half, mask=half_dim < half, other=0.0)
+                following = tl.load(seen + start + offset, mask=start + offset < end, other=-1)
                 for begin in range(start, end, step):
                     s = begin + offset
-                    rank = tl.load(seen + s, mask=s < end, other=-1)
+                    rank = following
+                    following = tl.load(seen + s + step, mask=s + step < end, other=-1)
                     visible = rank >= 0
                     mask = visible[:, None] & in_half
                     turn = (rank + first_position)[:, None] * head_dim + half_dim[None, :]
@@ -154,10 +156,11 @@ def partial_kernel(
                     )
             else:
                 q = tl.load(at + dim[None, :], mask=present[:, None] & in_dim, other=0.0)
+                bias = tl.load(seen + start + offset, mask=start + offset < end, other=float("-inf"))
                 for begin in range(start, end, step):
                     s = begin + offset
-                    bias = tl.load(seen + s, mask=s < end, other=float("-inf"))
                     visible = bias == 0
+                    bias = tl.load(seen + s + step, mask=s + step < end, other=float("-inf"))
                     mask = visible[:, None] & in_dim
                     k = tl.load(keys + s[:, None] * head_dim + dim[None, :], mask=mask, other=0.0)
                     scores = tl.dot(q, tl.trans(k), input_precision=precision)
@@ -177,7 +180,7 @@ def partial_kernel(
         else:
             q = tl.load(at + dim[None, :], mask=present[:, None] & in_dim, other=0.0)
             limit = tl.load(rows + row * 7 + 6, mask=present, other=0)
-            owner = tl.load(tiles + tile * 3 + 2).to(tl.int64)
+            owner = tl.load(segments + segment * 7 + 6).to(tl.int64)
             for begin in range(start, end, step):
                 s = begin + offset
                 inside = s < end
@@ -199,7 +202,7 @@ def partial_kernel(
                     False,
                     precision,
                 )
-        to = (tl.cast(segment, tl.int64) * kv_heads + head) * tile_rows + place
+        to = (result * kv_heads + head) * tile_rows + place
         divisor = tl.where(total == 0.0, 1.0, total)
         tl.store(
             partial + to[:, None] * head_dim + dim[None, :],

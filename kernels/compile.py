@@ -1,7 +1,7 @@
 """Compiles every kernel ahead of time to machine code, without a GPU: ``python -m kernels.compile``.
 
-Prints registers, shared memory and spills for sm_80 and sm_90, and fails if a kernel spills, needs more than a
-multiprocessor has, or does not compile.
+Prints registers, shared memory, spills and how many programs fit a multiprocessor, beside how many are launched for
+one, for sm_80 and sm_90. Fails if a kernel spills, if fewer fit, or if it does not compile.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from kernels.support import ROTATED_HEAD_DIMS
 
 # bytes of shared memory that one block may ask for
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
+# of a multiprocessor
+_REGISTERS, _WARPS, _BLOCKS = 65_536, 64, 32
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -66,22 +68,69 @@ class Job:
     constants: Mapping[str, object]
     num_warps: int
     num_stages: int
+    programs: int = 1
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
 class Built:
-    """What the machine code says: registers a thread, bytes of shared memory a block, bytes spilled a thread."""
+    """What the machine code says: registers a thread, bytes of shared memory a block, bytes spilled a thread; and how
+    many such blocks a multiprocessor holds at once."""
 
     name: str
     arch: int
     registers: int
     shared: int
     spills: int
+    programs: int
+
+
+def programs(arch: int, num_warps: int, registers: int, shared: int) -> int:
+    """Blocks that a multiprocessor of sm_``arch`` holds at once; 0 if not even one.
+
+    From NVIDIA's "CUDA C++ Programming Guide", its table of technical specifications by compute capability, and the
+    header ``cuda_occupancy.h``: 65,536 registers, given to warps in units of 256, a warp being of 32 threads; to the
+    four schedulers' own quarters, so that warps are rounded down to a multiple of four; 64 warps and 32 blocks;
+    164 or 228 KB of shared memory, of which each block takes 1 KB more than it asks for, in units of 128 bytes.
+    """
+    a_warp = -(-registers * 32 // 256) * 256
+    warps = min(_WARPS, _REGISTERS // a_warp // 4 * 4)
+    a_block = -(-(shared + 1024) // 128) * 128
+    return min(_BLOCKS, warps // num_warps, (SHARED[arch] + 1024) // a_block)
+
+
+def partial_job(
+    label: str,
+    shape: Shape,
+    tile_rows: int,
+    tuned: attention.Tuning,
+    *,
+    rotating: bool = False,
+    eight_bit: bool = False,
+) -> Job:
+    """The partial kernel of memory attention, compiled as ``tuned`` says."""
+    kind = "*" + _TYPES[shape.dtype]
+    types = dict.fromkeys(("query", "key", "value", "cache_key", "cache_value", "cos", "sin"), kind)
+    types |= dict.fromkeys(("workers", "segments", "members", "rows", "table"), "*i32")
+    types |= {"key_scale": "*fp32", "value_scale": "*fp32", "scale": "fp32"}
+    if eight_bit:
+        types |= {"key": "*i8", "value": "*i8"}
+    types |= {"visibility": "*i32" if rotating else kind, "first_position": "i32", "table_width": "i32"}
+    types |= {"partial": "*fp32", "normaliser": "*fp32"}
+    constants = attention.partial_constants(
+        PlanShape(64, 33, tile_rows, shape.group, tuned.step),
+        shape.pool_slots,
+        shape.kv_heads,
+        shape.head_dim,
+        tuned,
+        rotating=rotating,
+        eight_bit=eight_bit,
+    )
+    tuned_to = (tuned.num_warps, tuned.num_stages, tuned.programs, tuned.registers)
+    return Job(label, partial_kernel, types, constants, *tuned_to)
 
 
 def attention_jobs(shape: Shape) -> Iterator[Job]:
-    ints = ("workers", "segments", "tiles", "members", "rows")
-    kind = "*" + _TYPES[shape.dtype]
     prompt, turned = (
         attention.prompt_tile_rows(shape.group, shape.head_dim, shape.dtype, rotated=rotated)
         for rotated in (True, False)
@@ -89,9 +138,12 @@ def attention_jobs(shape: Shape) -> Iterator[Job]:
     for label, tile_rows, rotating, eight_bit in (
         ("decode", 16, False, False),
         ("decode, 64 rows", 64, False, False),
+        ("decode, 32 rows", 32, False, False),
         ("decode, rotating", 16, True, False),
+        ("decode, 32 rows, rotating", 32, True, False),
         ("decode, 64 rows, rotating", 64, True, False),
         ("decode, 8 bits", 16, True, True),
+        ("decode, 32 rows, 8 bits", 32, True, True),
         ("decode, 64 rows, 8 bits", 64, True, True),
         ("prompts", prompt, False, False),
         ("prompts, rotating", turned, True, False),
@@ -102,25 +154,15 @@ def attention_jobs(shape: Shape) -> Iterator[Job]:
         tuned = attention.tuning(
             shape.head_dim, shape.dtype, tile_rows, rotated=not rotating, eight_bit=eight_bit
         )
-        plan = PlanShape(64, 33, tile_rows, shape.group, tuned.step)
-        types = dict.fromkeys(("query", "key", "value", "cache_key", "cache_value", "cos", "sin"), kind)
-        types |= dict.fromkeys(ints, "*i32") | {"table": "*i32", "scale": "fp32"}
-        types |= {"key_scale": "*fp32", "value_scale": "*fp32"}
-        if eight_bit:
-            types |= {"key": "*i8", "value": "*i8"}
-        types |= {"visibility": "*i32" if rotating else kind, "first_position": "i32", "table_width": "i32"}
-        types |= {"partial": "*fp32", "normaliser": "*fp32", "out": kind}
-        constants = attention.partial_constants(
-            plan,
-            shape.pool_slots,
-            shape.kv_heads,
-            shape.head_dim,
-            tuned,
-            rotating=rotating,
-            eight_bit=eight_bit,
-        )
-        yield Job(label, partial_kernel, types, constants, tuned.num_warps, tuned.num_stages)
+        yield partial_job(label, shape, tile_rows, tuned, rotating=rotating, eight_bit=eight_bit)
         if not rotating:
+            types = {
+                "partial": "*fp32",
+                "normaliser": "*fp32",
+                "rows": "*i32",
+                "out": "*" + _TYPES[shape.dtype],
+            }
+            plan = PlanShape(64, 33, tile_rows, shape.group, tuned.step)
             constants = attention.merge_constants(plan, shape.kv_heads, shape.head_dim)
             yield Job(f"{label}: merge", merge_kernel, types, constants, 4, 3)
 
@@ -168,7 +210,7 @@ def build(job: Job, arch: int, folder: Path) -> Built:
     }
     constants = {(names.index(name),): value for name, value in job.constants.items()}
     source = ASTSource(job.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": job.num_warps, "num_stages": job.num_stages}
+    options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "maxnreg": job.registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     binary = folder / "kernel.cubin"
     binary.write_bytes(compiled.asm["cubin"])
@@ -179,7 +221,9 @@ def build(job: Job, arch: int, folder: Path) -> Built:
     registers = re.search(r"REG:(\d+)", report)
     if registers is None:
         raise RuntimeError(f"{job.name}: the report is not understood: {report}")
-    return Built(job.name, arch, int(registers[1]), compiled.metadata.shared, spills)
+    shared = compiled.metadata.shared
+    held = programs(arch, job.num_warps, int(registers[1]), shared)
+    return Built(job.name, arch, int(registers[1]), shared, spills, held)
 
 
 def main() -> int:
@@ -190,20 +234,27 @@ def main() -> int:
     warnings.simplefilter("ignore")
     failed = 0
     print(f"triton {triton.__version__}")
-    print(f"{'shape':12}{'sm':>4}  {'kernel':34}{'warps':>6}{'registers':>10}{'shared':>9}{'spills':>8}")
+    print(
+        f"{'shape':12}{'sm':>4}  {'kernel':34}{'warps':>6}{'registers':>10}{'shared':>9}{'programs':>10}{'spills':>8}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in given.shape or SHAPES:
             for arch in given.arch or SHARED:
                 for job in jobs(SHAPES[name]):
                     built = build(job, arch, Path(folder))
-                    bad = built.spills > 0 or built.shared > SHARED[arch]
+                    bad = built.spills > 0 or built.programs < job.programs
                     failed += bad
                     print(
                         f"{name:12}{arch:4}  {job.name:34}{job.num_warps:6}{built.registers:10}"
-                        f"{built.shared:9}{built.spills:8}{'  FAILED' if bad else ''}",
+                        f"{built.shared:9}{f'{built.programs} of {job.programs}':>10}{built.spills:8}"
+                        f"{'  FAILED' if bad else ''}",
                         flush=True,
                     )
-    print("no kernel spills" if not failed else f"{failed} kernels spill or take too much shared memory")
+    print(
+        "no kernel spills, and all programs fit"
+        if not failed
+        else f"{failed} kernels spill, or fewer programs fit a multiprocessor than they are launched for"
+    )
     return min(failed, 1)
 
 

@@ -23,6 +23,7 @@ from kernels.plan import Plan, PlanShape
 
 _LOG2_E = math.log2(math.e)
 _MERGED_ELEMENTS = 4096
+_INTERPRETED_WORKERS = 3
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,25 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the partial kernel is compiled: key rows a step, warps a program, stages in flight."""
+    """How the partial kernel is compiled: key rows a step, warps a program, stages in flight; how many such programs
+    share a multiprocessor, which the work list gives each its worker; and at most how many registers a thread takes.
+
+    Left alone (None), the compiler takes as many as it likes up to 255, but stops at bounds of its own, and where those
+    make it spill it must be told of others.
+    """
 
     step: int
     num_warps: int
     num_stages: int
+    programs: int = 1
+    registers: int | None = None
+
+    def workers(self, kv_heads: int, device: torch.device) -> int:
+        """Workers a K/V head, so that all programs run at once: a second wave would begin when the first has ended."""
+        if device.type != "cuda":
+            return _INTERPRETED_WORKERS
+        processors: int = torch.cuda.get_device_properties(device).multi_processor_count
+        return max(1, processors * self.programs // kv_heads)
 
 
 def _power_of_2(number: int) -> int:
@@ -65,7 +80,9 @@ def decode_tile_rows(group: int, sharing: int) -> int:
 def prompt_tile_rows(group: int, head_dim: int, dtype: torch.dtype, *, rotated: bool = True) -> int:
     """Tile rows for prompts: as many as a program can hold, so that a pool is read for many tokens at once."""
     # float32 products are made of three and take twice the room, and so do keys being turned
-    room = 2**14 if rotated and dtype != torch.float32 else 2**13
+    room = 2**14 if dtype != torch.float32 else 2**13
+    if not rotated:
+        room //= 2
     return max(16, _power_of_2(group), min(128, room // _power_of_2(head_dim)))
 
 
@@ -77,23 +94,33 @@ def tuning(
     rotated: bool = True,
     eight_bit: bool = False,
 ) -> Tuning:
-    """Steps of about 32 KB of K and V, three in flight, so that two programs share a multiprocessor.
+    """As much in flight as hides the memory's latency, in so many programs as a multiprocessor holds at once.
 
-    Shorter steps where accumulators and scores of many rows, or keys being turned, fill the registers.
-    ``kernels.compile`` shows what each takes.
+    Each holds its accumulator, the scores and the keys that it turns in registers, and its steps in shared memory:
+    the more rows, the shorter the steps. ``kernels.compile`` shows what each takes, and fails where ``programs`` do
+    not fit. None of it has been timed: ``python -m kernels.bench --only sweep`` compares it with its neighbours.
     """
     padded = _power_of_2(head_dim)
     held = tile_rows * padded
-    step = min(64, 16384 // (padded * dtype.itemsize))
-    if held >= 2**14 or (not rotated and (tile_rows >= 64 or (padded >= 128 and not eight_bit))):
-        step //= 2
-    if eight_bit and held >= 2**13:
-        step //= 2
-    step = max(16, step)
+    wide = tile_rows >= 128 or held >= 2**14
     if dtype == torch.float32:
         # a float32 product is made of three, whose parts are held in registers as well
-        step = 16
-    return Tuning(step, 8 if held >= 2**13 or (eight_bit and padded >= 128) else 4, 3)
+        if wide or (eight_bit and tile_rows == 32):
+            return Tuning(16, 8, 3)
+        return Tuning(16, 4, 3, 2, 240 if tile_rows < 64 else None)
+    if eight_bit and padded >= 128:
+        # what is unpacked and turned takes all registers of a thread: eight warps are one program
+        return Tuning(32 if tile_rows < 64 else 16, 8, 4)
+    if not rotated:
+        if wide:
+            return Tuning(32, 8, 3)
+        if tile_rows < 32 and not eight_bit:
+            return Tuning(64 if padded < 128 else 32, 4, 3, 3, 168)
+        return Tuning(64 if held < 2**11 else 32, 4, 3, 2, 240 if tile_rows < 64 else None)
+    if held < 2**13:
+        return Tuning(min(64, 2**13 // padded), 4, 3, 2, 240 if tile_rows == 32 else None)
+    step = min(64, 2**12 // padded)
+    return Tuning(step, 8, 4) if wide else Tuning(step, 4, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -203,7 +230,6 @@ def memory_attention(
         table,
         plan.workers,
         plan.segments,
-        plan.tiles,
         plan.members,
         plan.rows,
         scratch.partial,
@@ -222,6 +248,7 @@ def memory_attention(
         ),
         num_warps=compiled.num_warps,
         num_stages=compiled.num_stages,
+        maxnreg=compiled.registers,
     )
     merge_kernel[(query.shape[1], query.shape[0])](
         scratch.partial,

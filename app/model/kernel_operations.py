@@ -35,9 +35,6 @@ from kernels.support import unsupported
 from kernels.swiglu import write_swiglu
 from kernels.write_block import spare_slots, write_block
 
-_PROGRAMS_PER_PROCESSOR = 2
-_INTERPRETED_WORKERS = 3
-
 
 class Unsupported(ValueError):
     """This device or model is not for the kernels; the message says why."""
@@ -130,10 +127,7 @@ class KernelOperations:
             rotated=self.form.copies,
             eight_bit=self.form.eight_bit,
         )
-        workers = _INTERPRETED_WORKERS
-        if self._device.type == "cuda":
-            processors = torch.cuda.get_device_properties(self._device).multi_processor_count
-            workers = max(1, processors * _PROGRAMS_PER_PROCESSOR // c.num_kv_heads)
+        workers = tuned.workers(c.num_kv_heads, self._device)
         shape = PlanShape(rows, workers, tile_rows, c.group_size, tuned.step, sizes.sequences)
         return _List(shape, Scratch.allocate(shape, c.num_kv_heads, c.head_dim, self._device), self._device)
 

@@ -19,7 +19,7 @@ from app.model.operations import Sizes
 from app.model.pools import PoolForm
 from app.worker.graphs import cuda_capture
 from app.worker.rows import Rows
-from kernels.bench import attention, model, residents
+from kernels.bench import attention, model, residents, sweep
 from kernels.bench.pools import Shape
 from kernels.bench.report import Row, append, show
 from kernels.bench.timing import Work
@@ -72,6 +72,11 @@ def _attention_rows(device: torch.device, rounds: int) -> Iterator[Row]:
     yield from attention.rows(Shape(), attention.CASES, _DTYPE, device, copy, rounds)
 
 
+def _sweep_rows(device: torch.device, rounds: int, seconds: float) -> Iterator[Row]:
+    copy, _ = ceilings(device, 2**29, 16)
+    yield from sweep.rows(Shape(), sweep.CASES, _DTYPE, device, copy, rounds, seconds)
+
+
 def _model_rows(device: torch.device, rounds: int) -> Iterator[Row]:
     """The whole model's rows, with as many tenants as fit beside the weights."""
     config, dtype = eight_b(), _DTYPE
@@ -122,7 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--csv", type=Path, default=Path("bench.csv"))
-    parser.add_argument("--only", choices=("attention", "model"), help="default: both")
+    parser.add_argument(
+        "--only",
+        choices=("attention", "model", "sweep"),
+        help="default: the first two; sweep compares tunings",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=230, help="of the sweep, which then ends with what it has"
+    )
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("no GPU is here: nothing was measured", file=sys.stderr)
@@ -131,9 +143,13 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda")
     name = torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
-    halves = {"attention": _attention_rows, "model": _model_rows}
-    chosen = [given.only] if given.only else list(halves)
-    return measure(((half, halves[half](device, given.rounds)) for half in chosen), given.csv, name)
+    halves = {
+        "attention": lambda: _attention_rows(device, given.rounds),
+        "model": lambda: _model_rows(device, given.rounds),
+        "sweep": lambda: _sweep_rows(device, given.rounds, given.seconds),
+    }
+    chosen = [given.only] if given.only else ["attention", "model"]
+    return measure(((half, halves[half]()) for half in chosen), given.csv, name)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def _rows(
     }
     for name, variant in variants.items():
         check(f"{case.name}, {name}", data, variant)
-    work = {name: _pass(variant, data.layers, device) for name, variant in variants.items()}
+    work = {name: in_turn(variant, data.layers, device) for name, variant in variants.items()}
     work["copy"] = captured(copy[0], device)
     sharing = case.tenants == 1 and case.sequences > 1
     if sharing:
@@ -70,7 +70,7 @@ def _rows(
         one = data.first_sequence()
         alone = of_kernel(one, 1, rotating=False)
         check(f"{case.name}, {_ALONE}", one, alone)
-        work[_ALONE] = _pass(alone, data.layers, device)
+        work[_ALONE] = in_turn(alone, data.layers, device)
     times = interleaved(work, device, rounds)
     bandwidth = copy[1] / times["copy"]
     elements = 2 * data.layers * case.tenants * shape.pool * shape.kv_heads * shape.head_dim
@@ -88,7 +88,7 @@ def _rows(
         yield Row("attention: time against one sequence", case.name, more, "x", 1.25, 1.1, less=True)
 
 
-def _pass(variant: Variant, layers: int, device: torch.device) -> Repeated:
+def in_turn(variant: Variant, layers: int, device: torch.device) -> Repeated:
     """All layers in turn."""
 
     def attend() -> None:

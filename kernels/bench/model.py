@@ -13,7 +13,7 @@ from app.memory.lanes import lanes_of
 from app.model.backbone import Backbone
 from app.model.config import ModelConfig
 from app.model.operations import MakeOperations
-from app.model.weights import Layer, Linear, Weights
+from app.model.weights import Layer, Linear, Weights, fuse
 from app.worker.graphs import Capture
 from app.worker.rows import Rows
 from app.worker.runner import ReadChunk, Runner, UpdateChunk
@@ -23,12 +23,18 @@ from kernels.bench.report import Row
 from kernels.bench.timing import Repeated, Work, captured, interleaved
 
 _CONTEXT = 64
+# of each of the two adapters
+_LORA_RANK = 16
 PROMPT = 32
 ROOM = 128
 
 
 def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Weights:
-    """Weights of a trained model's sizes, drawn on the device; the checkpoint's own pool is not wanted here."""
+    """Weights of a trained model's sizes, drawn on the device; the checkpoint's own pool is not wanted here.
+
+    Adapted as the 8B checkpoint is: a self-update adds the difference of two adapters to all projections but the
+    attention's output.
+    """
 
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, dtype=dtype, device=device).mul_(columns**-0.5)
@@ -36,15 +42,21 @@ def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device
     def ones() -> Tensor:
         return torch.ones(config.hidden_size, dtype=dtype, device=device)
 
-    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    def adapted(rows: int, columns: int) -> Linear:
+        return Linear(
+            matrix(rows, columns), None, matrix(2 * _LORA_RANK, columns), matrix(rows, 2 * _LORA_RANK)
+        )
+
+    width = config.hidden_size
+    heads, kv_heads = (count * config.head_dim for count in (config.num_heads, config.num_kv_heads))
     layers = tuple(
         Layer(
             ones(),
-            Linear(matrix(heads, config.hidden_size)),
-            Linear(matrix(config.hidden_size, config.num_heads * config.head_dim)),
+            fuse([adapted(heads, width), adapted(kv_heads, width), adapted(kv_heads, width)]),
+            Linear(matrix(width, heads)),
             ones(),
-            Linear(matrix(2 * config.intermediate_size, config.hidden_size)),
-            Linear(matrix(config.hidden_size, config.intermediate_size)),
+            fuse([adapted(config.intermediate_size, width), adapted(config.intermediate_size, width)]),
+            adapted(width, config.intermediate_size),
         )
         for _ in range(config.num_layers)
     )

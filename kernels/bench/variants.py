@@ -13,6 +13,7 @@ from kernels.bench.pools import Data, hot_copies
 from kernels.memory_attention import (
     Rotation,
     Scratch,
+    Tuning,
     decode_tile_rows,
     memory_attention,
     reference,
@@ -45,14 +46,46 @@ class Variant:
     bytes_per_element: float
 
 
-def of_kernel(data: Data, sequences: int, *, rotating: bool, eight_bit: bool = False) -> Variant:
-    """This server's kernel, on rotated copies, turning keys as it reads, or on 8 bits."""
+@dataclass(frozen=True)
+class Stored:
+    """Pools as a form of the kernel reads them, and as the twin does; the scales of an 8-bit one, a pair a layer."""
+
+    key: Tensor
+    value: Tensor
+    exact_key: Tensor
+    exact_value: Tensor
+    scales: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, data: Data, *, rotating: bool, eight_bit: bool) -> Stored:
+        if not eight_bit:
+            return cls(data.key if rotating else data.hot_key, data.value, data.hot_key, data.value, [])
+        scale = data.scale[:, None]
+        key = quantise_key(data.key, scale)
+        value, by_token = quantise_value(data.value)
+        exact_value = dequantise_value(value, by_token, data.value.dtype)
+        exact_key = hot_copies(dequantise_key(key, scale, data.key.dtype), data.rank, data.cos, data.sin)
+        # integers hold no NaN, their scales do
+        by_token.masked_fill_((data.rank < 0)[:, :, None], torch.nan)
+        return cls(key, value, exact_key, exact_value, list(zip(data.scale, by_token, strict=True)))
+
+
+def of_kernel(
+    data: Data,
+    sequences: int,
+    *,
+    rotating: bool,
+    eight_bit: bool = False,
+    stored: Stored | None = None,
+    tuned: Tuning | None = None,
+) -> Variant:
+    """This server's kernel, on rotated copies, turning keys as it reads, or on 8 bits; ``tuned`` as the server has it
+    unless it is given."""
     shape, rows, device = data.shape, data.query.shape[1], data.query.device
     tile_rows = decode_tile_rows(shape.group, sequences)
-    workers = 3
-    if device.type == "cuda":
-        workers = max(1, torch.cuda.get_device_properties(0).multi_processor_count * 2 // shape.kv_heads)
-    tuned = tuning(shape.head_dim, data.query.dtype, tile_rows, rotated=not rotating, eight_bit=eight_bit)
+    if tuned is None:
+        tuned = tuning(shape.head_dim, data.query.dtype, tile_rows, rotated=not rotating, eight_bit=eight_bit)
+    workers = tuned.workers(shape.kv_heads, device)
     planned = PlanShape(rows, workers, tile_rows, shape.group, tuned.step)
     host = Plan.allocate(planned, "cpu", pinned=device.type == "cuda")
     plan = Plan.allocate(planned, device)
@@ -63,23 +96,13 @@ def of_kernel(data: Data, sequences: int, *, rotating: bool, eight_bit: bool = F
     plan.copy_(host)
     scratch = Scratch.allocate(planned, shape.kv_heads, shape.head_dim, device)
     out = torch.full_like(data.query[0], torch.nan)
-    key, value, exact_key, exact_value = data.key, data.value, data.hot_key, data.value
-    scales: list[tuple[Tensor, Tensor]] = []
-    if eight_bit:
-        scale = data.scale[:, None]
-        key = quantise_key(data.key, scale)
-        value, by_token = quantise_value(data.value)
-        exact_value = dequantise_value(value, by_token, data.value.dtype)
-        exact_key = hot_copies(dequantise_key(key, scale, data.key.dtype), data.rank, data.cos, data.sin)
-        # integers hold no NaN, their scales do
-        by_token.masked_fill_((data.rank < 0)[:, :, None], torch.nan)
-        scales = list(zip(data.scale, by_token, strict=True))
+    held = stored or Stored.of(data, rotating=rotating, eight_bit=eight_bit)
 
     def attend(layer: int) -> None:
         memory_attention(
             data.query[layer],
-            key[layer] if rotating else data.hot_key[layer],
-            value[layer],
+            held.key[layer],
+            held.value[layer],
             None if rotating else data.bias[layer],
             data.cache_key[layer],
             data.cache_value[layer],
@@ -87,13 +110,16 @@ def of_kernel(data: Data, sequences: int, *, rotating: bool, eight_bit: bool = F
             plan,
             scratch,
             out,
-            rotation=Rotation(data.rank[layer], data.cos, data.sin, 1, *(scales[layer] if scales else ()))
+            rotation=Rotation(
+                data.rank[layer], data.cos, data.sin, 1, *(held.scales[layer] if held.scales else ())
+            )
             if rotating
             else None,
+            compiled=tuned,
         )
 
     element = 1 + 4 / (2 * shape.head_dim) if eight_bit else data.key.itemsize
-    return Variant(attend, out, exact_key, exact_value, shape.context, element)
+    return Variant(attend, out, held.exact_key, held.exact_value, shape.context, element)
 
 
 def of_sdpa(data: Data, sequences: int) -> Variant:

@@ -77,6 +77,19 @@ def test_model_rows_at_a_tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_weights_are_adapted_as_the_8b_checkpoints_are() -> None:
+    """Rank 16, and the difference of two; on all projections but the attention's output."""
+    (layer,) = model.random_weights(small(), torch.float32, CPU).layers
+    ranks = {name: getattr(layer, name).down for name in ("qkv", "output", "gate_up", "down")}
+    assert {name: None if down is None else len(down) for name, down in ranks.items()} == {
+        "qkv": 3 * 32, "output": None, "gate_up": 2 * 32, "down": 32,
+    }  # fmt: skip
+    assert layer.down.up is not None
+    assert layer.down.up.shape == (32, 32)
+    rows = torch.randn(3, 32)
+    assert not torch.equal(layer.qkv(rows, slice(0, 3)), layer.qkv(rows, None))
+
+
 def test_a_pool_is_swapped_in_as_the_server_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[list[tuple[Tensor, Tensor]]] = []
 
@@ -200,6 +213,24 @@ def test_memory_errors_are_looked_for_whatever_the_tests_found(
     caching, *asked = (tmp_path / "asked").read_text().split()
     assert caching == "1"
     assert "python-of-the-gpu" in asked
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("xdist", [False, True])
+def test_the_gpus_tests_compile_in_parallel_where_that_is_installed(tmp_path: Path, xdist: bool) -> None:
+    python = tmp_path / "python-of-the-gpu"
+    python.write_text(f"""#!/bin/sh
+        test "$1" = -c && exit {int(not xdist)}
+        echo "$*" >> {tmp_path}/asked
+    """)
+    python.chmod(0o755)
+    root = Path(__file__).parents[2]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "at_once": "from elsewhere"}
+    command = ["make", "-s", "test-gpu", "PYTHON=python-of-the-gpu"]
+    assert subprocess.run(command, cwd=root, env=path, capture_output=True, timeout=60).returncode == 0
+    parallel = " -n 8" if xdist else ""
+    first = (tmp_path / "asked").read_text().splitlines()[0]
+    assert first == f"-m pytest -q -W default{parallel} tests/gpu"
 
 
 def test_rows_say_whether_they_reach_their_bounds(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def in_torch(mistake: Mistake | None) -> Callable[..., None]:
     def attend(
         query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, cache_key: Tensor, cache_value: Tensor,
         table: Tensor, plan: object, scratch: object, out: Tensor, *, rotation: Rotation | None = None,
+        compiled: object = None,
     ) -> None:  # fmt: skip
         wide = [tensor[0].float() for tensor in (key, value)]
         if rotation is None:

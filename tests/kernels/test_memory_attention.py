@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import triton
 
 from kernels.checks import INTERPRETED, BadKernelInput
-from kernels.memory_attention import Rotation, Scratch, merge_constants
+from kernels.memory_attention import Rotation, Scratch, Tuning, merge_constants
 from tests.kernels.cases import CACHE_ROWS, MIXED, Case, Reads, eight_bit
 
 pytestmark = pytest.mark.skipif(
@@ -59,6 +60,16 @@ def test_tenants_versions_and_contexts_of_all_kinds(rotating: bool) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 5, 40])
 def test_any_number_of_workers(workers: int) -> None:
     Case.random(MIXED, workers=workers).check()
+
+
+def test_as_many_workers_as_programs_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an H200: of three programs a multiprocessor, 49 for each of 8 heads; one for each of more heads than fit."""
+    device = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    cuda = torch.device("cuda")
+    assert [Tuning(32, 4, 3, programs).workers(8, cuda) for programs in (1, 2, 3)] == [16, 33, 49]
+    assert Tuning(32, 4, 3).workers(133, cuda) == 1
+    assert Tuning(32, 4, 3, 2).workers(8, torch.device("cpu")) == 3
 
 
 @pytest.mark.parametrize(("slots", "spare"), [(1, 0), (16, 0), (17, 1), (33, 16), (48, 47)])

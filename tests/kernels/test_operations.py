@@ -300,10 +300,11 @@ def test_tables_are_placed_anew_when_more_sequences_come_than_there_is_room_for(
         readings = [Reading(slice(i, i + 1), None, None, t, 3) for i, t in enumerate(chosen)]
         reads = ours.prepare(readings, RUNNING)
         ((_, work),) = reads.lists
-        used = work.plan.tiles[:RUNNING, 2].tolist()
-        members = work.plan.members[:RUNNING, 0].tolist()
-        for tile, row in zip(used, members, strict=True):
-            assert reads.table[tile, :3].tolist() == chosen[row].tolist()
+        found = {(tile, table) for tile, _, _, _, _, _, table in work.plan.segments[:RUNNING].tolist()}
+        assert len(found) == RUNNING
+        for tile, table in found:
+            row = int(work.plan.members[tile, 0])
+            assert reads.table[table, :3].tolist() == chosen[row].tolist()
     too_many = [Reading(slice(i, i + 1), None, None, t, 3) for i, t in enumerate(tables)]
     with pytest.raises(BadKernelInput):
         ours.prepare(too_many, len(too_many))
