@@ -32,7 +32,8 @@ class ServiceError(Exception):
 
     @property
     def serious(self) -> bool:
-        return self.status >= 500 and self.status != 503
+        # the worker is away or has too much to do; the caller named the deadline
+        return self.status >= 500 and self.status not in (503, 504)
 
 
 class InvalidRequest(ServiceError):

@@ -18,7 +18,8 @@ from kernels.checks import FLOATS, BadKernelInput, elements, expect, expect_devi
 MOST_COLUMNS = 2**15
 
 
-@triton.jit
+# one compilation for every number of rows: it is a mask's alone
+@triton.jit(do_not_specialize=["count"])
 def add_norm_kernel(
     x,
     delta,

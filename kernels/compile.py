@@ -204,9 +204,12 @@ def build(job: Job, arch: int, folder: Path) -> Built:
     """Compiles ``job`` for sm_``arch`` and reads from the machine code what it takes."""
     names = job.kernel.arg_names
     signature = {name: "constexpr" if name in job.constants else job.types[name] for name in names}
-    # buffers of torch begin at multiples of 16 bytes, which the launcher would find as well
+    # buffers of torch begin at multiples of 16 bytes, which the launcher would find as well where it looks
+    unseen = job.kernel.do_not_specialize_on_alignment or ()
     attributes = {
-        (names.index(name),): [["tt.divisibility", 16]] for name, kind in signature.items() if kind[0] == "*"
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in signature.items()
+        if kind[0] == "*" and name not in unseen
     }
     constants = {(names.index(name),): value for name, value in job.constants.items()}
     source = ASTSource(job.kernel, signature=signature, constexprs=constants, attrs=attributes)

@@ -105,7 +105,7 @@ def tuning(
     wide = tile_rows >= 128 or held >= 2**14
     if dtype == torch.float32:
         # a float32 product is made of three, whose parts are held in registers as well
-        if wide or (eight_bit and tile_rows == 32):
+        if held >= 2**13 or wide or (eight_bit and (tile_rows == 32 or padded >= 128)):
             return Tuning(16, 8, 3)
         return Tuning(16, 4, 3, 2, 240 if tile_rows < 64 else None)
     if eight_bit and padded >= 128:

@@ -17,7 +17,9 @@ from kernels.checks import FLOATS, BadKernelInput, elements, expect, expect_devi
 _HALF_ELEMENTS = 512
 
 
-@triton.jit
+# numbers that are masks' alone: specialised to what they happen to be, there would be a compilation for each kind
+# of them, while others wait. Write rows are a part of what a step sends, and lie as that has it.
+@triton.jit(do_not_specialize=["rows", "reads", "cache_rows"], do_not_specialize_on_alignment=["write_rows"])
 def rotate_rows_kernel(
     qkv,
     cos,

@@ -13,7 +13,8 @@ from kernels.checks import FLOATS, BadKernelInput, elements, expect, expect_devi
 _COLUMNS = 1024
 
 
-@triton.jit
+# one compilation for every number of rows: it is a mask's alone
+@triton.jit(do_not_specialize=["count"])
 def swiglu_kernel(gate_up, out, count, width: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr):
     """Program (rows, columns)."""
     row = (tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows))[:, None]

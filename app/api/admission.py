@@ -159,11 +159,7 @@ class Place:
         """
         if param is None:
             count = min(count, self._admission.most_tokens)
-        if count > self._admission.most_tokens:
-            raise TooManyTokens(
-                f"{count:,} tokens are more than the {self._admission.most_tokens:,} that can wait here",
-                param=param,
-            )
+        self.check_tokens(count, param)
         if self._tenant is None:
             return
         own = self._admission.tenants[self._tenant]
@@ -171,6 +167,14 @@ class Place:
         for bounds in (own, self._admission.server):
             bounds.tokens.take(count)
         self._tokens = self._whole = count
+
+    def check_tokens(self, count: int, param: str | None) -> None:
+        """Raises TooManyTokens if so many can never be let in."""
+        if count > self._admission.most_tokens:
+            raise TooManyTokens(
+                f"{count:,} tokens are more than the {self._admission.most_tokens:,} that can wait here",
+                param=param,
+            )
 
     def heard(self, part: object) -> None:
         """The worker has begun: what it has read waits no longer."""

@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from app.api.access import check_room
+from app.api.stream import ClientGone
 from app.errors import MalformedBody, UnsupportedMediaType
 
 # parsing this much takes under a millisecond
@@ -49,7 +50,7 @@ class JsonRoute(APIRoute):
             try:
                 body = await request.body()
             except ClientDisconnect:
-                raise MalformedBody("the body ended early") from None
+                raise ClientGone from None
             if not body:
                 raise MalformedBody("the body is empty; a JSON object is expected")
             if len(body) <= INLINE_BYTES:

@@ -27,6 +27,9 @@ from app.errors import (
     ServiceError,
 )
 
+# seconds of Retry-After up to which OpenAI's clients wait; before a longer time has passed they ask again at once
+_HEEDED = 60
+
 _OF_STATUS = {
     404: NotFound("there is nothing at this path"),
     405: MethodNotAllowed("this path does not take this method"),
@@ -81,7 +84,7 @@ def error_response(error: ServiceError, request_id: str) -> ErrorResponse:
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-    elif _stays(error):
+    if _stays(error) and (error.retry_after is None or error.retry_after > _HEEDED):
         headers["x-should-retry"] = "false"
     if isinstance(error, RequestTooSlow):
         headers["connection"] = "close"
@@ -131,7 +134,7 @@ def _reason(error: Any) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Handlers for everything that ends a request early; what they miss the outermost middleware catches."""
+    """Handlers for everything that ends a request early; what they miss ``LastResort`` catches."""
 
     async def service_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ServiceError)

@@ -114,11 +114,13 @@ async def prepared(
             "for an answer",
             param=error.param,
         ) from None
-    began = request.scope["began"]
+    began, place = request.scope["began"], place_of(request)
+    param = "prompt" if body.messages is None else "messages"
     if first is not None:
+        place.check_tokens(len(tokens), param)
         await first()
         began = time.perf_counter()
-    place_of(request).take_tokens(len(tokens), "prompt" if body.messages is None else "messages")
+    place.take_tokens(len(tokens), param)
     message = Generate(
         new_id(),
         tenant,

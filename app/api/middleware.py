@@ -12,7 +12,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.admission import WORK, is_import
-from app.api.errors import error_response
+from app.api.errors import error_response, note
 from app.api.metrics import Metrics
 from app.errors import BodyTooLarge, ServiceError
 
@@ -130,11 +130,12 @@ class LastResort:
         except Exception:
             id = scope["request_id"]
             log.exception("unhandled error", request_id=id)
+            error = ServiceError("an internal error; the server's log has the details under this request id")
             if not begun:
-                error = ServiceError(
-                    "an internal error; the server's log has the details under this request id"
-                )
                 await error_response(error, id)(scope, receive, send)
+            else:
+                # a stream that has begun ends here, under status 200
+                note(scope, error)
 
 
 class BodyLimit:

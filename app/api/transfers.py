@@ -17,6 +17,7 @@ from app.api.arrival import Arrival
 from app.api.body import check_content_type
 from app.api.services import Services, Use
 from app.api.spool import CHUNK, Spool, SpoolFile
+from app.api.stream import ClientGone
 from app.api.streaming import watched
 from app.api.tenants import Named, ask, tenant_answer
 from app.api.worker import new_id
@@ -158,7 +159,7 @@ async def _receive(request: Request, file: SpoolFile, most: int) -> None:
                 if taken + len(pending) > most:
                     raise _too_large(most)
         except ClientDisconnect:
-            raise MalformedBody("the body ended early") from None
+            raise ClientGone from None
         if not pending:
             break
         taken += len(pending)

@@ -41,8 +41,10 @@ def cuda_capture() -> Capture:
     """
     shared = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    broken: list[torch.cuda.CUDAGraph] = []
 
     def capture(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        nonlocal shared
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
@@ -61,6 +63,10 @@ def cuda_capture() -> Capture:
                 out = work()
         except BaseException:
             _end_capture(shared)
+            # before 2.12 torch's allocator of pinned memory goes on asking this graph whether it captures, and
+            # takes its pool for busy
+            broken.append(graph)
+            shared = torch.cuda.graph_pool_handle()
             raise
 
         def replay() -> Tensor:

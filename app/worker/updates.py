@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from app import logs
-from app.errors import ContextTooShort, IdempotencyConflict, ServiceError, StoreFailed, VersionConflict
+from app.errors import (
+    ContextTooShort,
+    IdempotencyConflict,
+    ServiceError,
+    StoreFailed,
+    StoreFull,
+    VersionConflict,
+)
 from app.memory.arena import Memory
 from app.memory.codec import Block, encode_block
 from app.memory.residency import Residency
@@ -109,7 +116,9 @@ class Updates:
         self.commits = 0
         self.committed_bytes = 0
         self.compactions = 0
-        self.failed_compactions: Counter[str] = Counter()
+        # from nothing on: a series that begins with its first failure has never risen
+        codes = (StoreFailed.code, StoreFull.code, ServiceError.code)
+        self.failed_compactions: Counter[str] = Counter(dict.fromkeys(codes, 0))
 
     # ------------------------------------------------------------ beginning
 

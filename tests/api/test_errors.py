@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from app.api.errors import error_response
+from app.api.middleware import LastResort
 from app.errors import BY_CODE
 from tests.api.conftest import Service
 from tests.api.test_bad_input import check_error
@@ -32,6 +35,70 @@ def test_what_is_in_vain_is_not_to_be_repeated(code: str) -> None:
     told = error_response(BY_CODE[code]("no", retry_after=2.5), "id").headers
     assert told["retry-after"] == "3"
     assert "x-should-retry" not in told
+
+
+def test_a_day_s_limit_is_not_asked_again_within_seconds() -> None:
+    """OpenAI's clients heed no Retry-After that long: they ask again at once."""
+    told = error_response(BY_CODE["quota_exceeded"]("no", retry_after=3600.0), "id").headers
+    assert (told["retry-after"], told["x-should-retry"]) == ("3600", "false")
+    # a server that has too much to do may be free sooner than it thought
+    assert (
+        "x-should-retry"
+        not in error_response(BY_CODE["server_overloaded"]("no", retry_after=3600.0), "id").headers
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_nothing_else_caught_is_answered_or_at_least_noted(begun: bool) -> None:
+    sent: list[Any] = []
+
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError("what nobody foresaw")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "request_id": "id"}
+    await LastResort(breaks)(scope, None, send)  # type: ignore[arg-type]
+    assert scope["error"].code == "internal_error"
+    assert [message["status"] for message in sent if "status" in message] == [200 if begun else 500]
+    assert "foresaw" not in str(sent)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/generate", "/tenants/ada/import"])
+async def test_a_client_that_goes_within_its_body_is_no_error(service: Service, path: str) -> None:
+    sent: list[Any] = []
+    incoming = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    kind = b"application/json" if path == "/generate" else b"application/octet-stream"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", kind)],
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+        "server": ("test", 80),
+        "client": ("test", 1),
+    }
+    await service.app(scope, receive, send)
+    # nobody is there to read it
+    assert [message["status"] for message in sent if "status" in message] == [499]
+    errors = service.client.metrics.errors
+    assert not any(child._value.get() for child in errors._metrics.values())
 
 
 @pytest.mark.anyio

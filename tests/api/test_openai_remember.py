@@ -130,6 +130,13 @@ async def test_a_chat_that_cannot_be_answered_teaches_nothing(service: Service) 
     assert service.seen == []
 
 
+async def test_nor_does_one_that_can_never_wait_for_its_turn(model_dir: Path, tokenizer: Tokenizer) -> None:
+    async with bounded(model_dir, queue_tokens_tenant=len(tokenizer.ids(NOTE))) as service:
+        refused = await told(service, NOTE, messages=[{"role": "user", "content": LONG}])
+        check_error(refused, 422, "too_many_tokens", "messages")
+        assert service.seen == []
+
+
 async def test_it_is_held_to_the_key_s_tenants(guarded: Service) -> None:
     answer = await told(guarded, NOTE, KEY | bearer("ada"), user="bob")
     assert answer.status_code == 200
