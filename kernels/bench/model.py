@@ -12,6 +12,7 @@ from app.memory.arena import Arena, Memory, View
 from app.memory.lanes import lanes_of
 from app.model.backbone import Backbone
 from app.model.config import ModelConfig
+from app.model.forgetting import change
 from app.model.operations import MakeOperations
 from app.model.weights import Layer, Linear, Weights, fuse
 from app.worker.graphs import Capture
@@ -20,7 +21,7 @@ from app.worker.runner import ReadChunk, Runner, UpdateChunk
 from app.worker.sequence import Sequence, begin
 from kernels.bench.attention import COPIES, ROTATING
 from kernels.bench.report import Row
-from kernels.bench.timing import Repeated, Work, captured, interleaved
+from kernels.bench.timing import WARM_UPS, Repeated, Work, captured, interleaved
 
 _CONTEXT = 64
 # of each of the two adapters
@@ -170,16 +171,24 @@ class Bench:
 
         return step
 
-    def update(self, tokens: int) -> Work:
-        """A self-update of ``tokens``, its block projected into the spare slots."""
+    def update(self, tokens: int, times: int) -> Work:
+        """A self-update of ``tokens``, its block projected into the spare slots, so many ``times`` at most.
+
+        What it makes of the ranks is worked out before: a server's loop leaves that to the thread that writes.
+        """
         memory = self.memories[-1]
         context = list(range(1, tokens + 1))
+        forgotten = torch.arange(self.backbone.config.num_tokens)[None]
+        rank, born, changes = memory.view.rank, memory.born, []
+        for version in range(memory.version + 1, memory.version + 1 + times):
+            changes.append(change(rank, born, forgotten, version))
+            rank, born = changes[-1].rank, changes[-1].born
+        following = iter(changes)
 
         def step() -> None:
             update = self.backbone.begin_update(memory.tail, tokens)
             self.runner.step([], [], [UpdateChunk(update, 0, context)])
-            forgotten = torch.arange(self.backbone.config.num_tokens)[None]
-            self.arena.publish(memory, update.block, forgotten)
+            self.arena.publish_all([(memory, update.block, next(following))])
 
         return step
 
@@ -250,7 +259,7 @@ def other_rows(
     work: dict[str, Work | Repeated] = {
         "copy": captured(copy[0], device),
         "matmul": captured(matmul[0], device),
-        "update": bench.update(update_tokens),
+        "update": bench.update(update_tokens, rounds + WARM_UPS),
     }
     times = interleaved(work, device, rounds, by_host=["update"])
     yield Row("ceiling: copy", "", copy[1] / times["copy"] / 1e12, "TB/s")

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 Work = Callable[[], object]
-_WARM_UPS = 3
+WARM_UPS = 3
 _REPEATS = 8
 
 
@@ -73,7 +73,7 @@ def interleaved(
     """The median seconds that each takes once, by the device's clock or, of those named, by the host's."""
     taken: dict[str, list[float]] = {name: [] for name in work}
     # a CPU has nothing to warm but its caches
-    warm_ups = _WARM_UPS if device.type == "cuda" else 1
+    warm_ups = WARM_UPS if device.type == "cuda" else 1
     for turn in range(rounds + warm_ups):
         for name, each in work.items():
             repeated = each if isinstance(each, Repeated) else Repeated(each)
