@@ -11,6 +11,9 @@ from app.api.middleware import LastResort
 from app.errors import BY_CODE
 from tests.api.conftest import Service
 from tests.api.test_bad_input import check_error
+from tests.api.test_transfers import OCTETS, Exchange
+
+JSON = {"content-type": "application/json"}
 
 # what OpenAI's clients repeat unless they are told not to; of these the ones that a repetition may help
 REPEATED = {code for code, kind in BY_CODE.items() if kind.status in (408, 409, 429) or kind.status >= 500}
@@ -71,32 +74,12 @@ async def test_what_nothing_else_caught_is_answered_or_at_least_noted(begun: boo
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/generate", "/tenants/ada/import"])
 async def test_a_client_that_goes_within_its_body_is_no_error(service: Service, path: str) -> None:
-    sent: list[Any] = []
-    incoming = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
-
-    async def receive() -> Any:
-        return incoming.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    kind = b"application/json" if path == "/generate" else b"application/octet-stream"
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"content-type", kind)],
-        "http_version": "1.1",
-        "scheme": "http",
-        "root_path": "",
-        "server": ("test", 80),
-        "client": ("test", 1),
-    }
-    await service.app(scope, receive, send)
+    exchange = Exchange(service, "POST", path, JSON if path == "/generate" else OCTETS)
+    exchange.body(b"{", more=True)
+    exchange.hang_up()
+    await exchange.task
     # nobody is there to read it
-    assert [message["status"] for message in sent if "status" in message] == [499]
+    assert exchange.status == 499
     errors = service.client.metrics.errors
     assert not any(child._value.get() for child in errors._metrics.values())
 

@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -140,7 +141,18 @@ def test_scored_prompts_and_prompts_beside_others_are_not_replayed() -> None:
     graphs = ours.engine.runner._graphs
     assert graphs is not None
     graphs.prompt = watched  # type: ignore[method-assign]
+    runner, chunks = ours.engine.runner, []
+    step = runner.step
+
+    def noted(*given: Any) -> Any:
+        chunks.extend(given[1])
+        return step(*given)
+
+    runner.step = noted  # type: ignore[method-assign]
     ours.score("ada", [5, 6, 7], [8, 9])
+    (chunk,) = chunks
+    # its last token is never read; nor would it be replayed if it were, without what is scored
+    assert runner._prompted(replace(chunk, count=len(chunk.sequence.tokens)), graphs) is None
     for each in (ours, theirs):
         for request, token in (("a", 6), ("b", 7)):
             each.send(Generate(request, "ada", [5, token], Sampling(max_tokens=2)))

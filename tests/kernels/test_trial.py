@@ -70,7 +70,7 @@ class Ajar(TorchOperations):
 
 
 class Elsewhere(TorchOperations):
-    """Puts a token's K and V where another's belong."""
+    """Puts a token's K and V where another's belong; others place wrongly in ways of their own."""
 
     def place(
         self,
@@ -81,10 +81,13 @@ class Elsewhere(TorchOperations):
         cache_key: Tensor,
         cache_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return super().place(qkv, cos, sin, self.rows(write_rows), cache_key, cache_value)
+        return super().place(qkv, cos, self.turn(sin), self.rows(write_rows), cache_key, cache_value)
 
     def rows(self, rows: Tensor) -> Tensor:
         return rows.flip(0)
+
+    def turn(self, sin: Tensor) -> Tensor:
+        return sin
 
 
 class Further(Elsewhere):
@@ -94,19 +97,14 @@ class Further(Elsewhere):
         return rows + 1
 
 
-class Backwards(TorchOperations):
+class Backwards(Elsewhere):
     """Rotates the wrong way."""
 
-    def place(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        write_rows: Tensor,
-        cache_key: Tensor,
-        cache_value: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return super().place(qkv, cos, -sin, write_rows, cache_key, cache_value)
+    def rows(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def turn(self, sin: Tensor) -> Tensor:
+        return -sin
 
 
 def trial(make: object, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32) -> None:
